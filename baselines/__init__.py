@@ -1,0 +1,1 @@
+"""Every method DSKD is compared with, one file per family."""

@@ -1,0 +1,1 @@
+"""Dual-space knowledge distillation: the framework (heads, divergences, alignment) and DSKD itself."""

@@ -1,0 +1,1 @@
+"""Suites, decoding and scoring."""

@@ -1,0 +1,1 @@
+"""Plan, cell, record, verdict, report."""

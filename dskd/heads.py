@@ -1,0 +1,395 @@
+"""Output heads fused with their losses: logits exist for one tile of rows at a time.
+
+A head over 50,000 or 150,000 tokens makes whole logits the largest tensor of a training step. Here a
+tile of rows is multiplied by the whole vocabulary, losses and logit gradients are computed in it, and
+the gradients of hidden states and head follow at once, in the forward pass; the backward pass only
+scales them. That works because every weight is known beforehand and every divergence has a
+closed-form gradient. Where a loss needs weights that depend on an argmax (DSKD keeps the positions
+at which two argmaxes agree), run first the term that yields the argmax and use its result.
+
+``reference()`` switches to the plain computation, whole logits through autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE_BYTES = 96 * 2**20  #: all logits of a tile together
+_BLOCK_ELEMENTS = 200_000  #: logits worked on at once inside a tile on a CPU: a few float32 copies fit in L2
+_HEAD_CHUNK = 8192  #: vocabulary rows per product when head gradients of several tiles are summed
+
+
+class LogitDivergence(Protocol):
+    """What ``distil`` asks of a divergence; see dskd.divergences.Divergence."""
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, /) -> Tensor: ...
+
+    def value_and_grad(self, student_logits: Tensor, teacher_logits: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Result of ``cross_entropy``; only ``loss`` carries a gradient."""
+
+    loss: Tensor  #: scalar, sum of weights * nll
+    nll: Tensor  #: (N,) negative log-likelihood of the labels
+    argmax: Tensor  #: (N,) int64
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Result of ``distil``; only ``loss`` carries a gradient."""
+
+    loss: Tensor  #: scalar, sum of weights * values + sum of label_weights * nll
+    values: Tensor  #: (M,) divergence of each pair of rows
+    nll: Tensor | None  #: (N,) where labels were given
+    student_argmax: Tensor  #: (N,) int64
+    teacher_argmax: Tensor  #: (M,) int64
+
+
+_reference = False
+
+
+def use_reference(flag: bool) -> None:
+    """Compute everything plainly from now on (``--reference``), or tiled again."""
+    global _reference
+    _reference = flag
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """Within it the functions of this module form whole logits and leave the gradient to autograd."""
+    before = _reference
+    use_reference(True)
+    try:
+        yield
+    finally:
+        use_reference(before)
+
+
+def tile_rows(vocabularies: Sequence[int], budget_bytes: int = TILE_BYTES, itemsize: int = 4) -> int:
+    """Rows whose logits over all these vocabularies fit in the budget; at least one."""
+    return max(1, budget_bytes // max(1, itemsize * sum(vocabularies)))
+
+
+def cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, *, head_grad: bool = True
+) -> CrossEntropy:
+    """sum_i weights_i * -log softmax(hidden_i head.T)[labels_i], at temperature 1.
+
+    Args: hidden (N, d) and head (V, d), which receive gradients (head only with head_grad); labels
+    (N,) int64, a negative one meaning none (nll 0); weights (N,), constants.
+    """
+    _check(hidden, head, labels=labels, label_weights=weights)
+    made = _run(hidden, head, None, labels, weights, head_grad)
+    assert made.nll is not None
+    return CrossEntropy(made.loss, made.nll, made.student_argmax)
+
+
+def distil(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    divergence: LogitDivergence,
+    *,
+    temperature: float,
+    weights: Tensor,
+    positions: Tensor | None = None,
+    labels: Tensor | None = None,
+    label_weights: Tensor | None = None,
+    head_grad: bool = True,
+) -> Distilled:
+    """sum_k weights_k * D(student logits / T, teacher logits / T) + sum_i label_weights_i * nll_i.
+
+    Row k of the teacher pairs with row ``positions[k]`` of the student. The student's logits serve
+    both sums; the cross-entropy is taken at temperature 1. Gradients reach student_hidden and, with
+    head_grad, student_head; the teacher's side is constant.
+
+    Args: student_hidden (N, d), student_head (V, d); teacher_hidden (M, D), teacher_head (V', D), where
+    V' may differ from V if the divergence allows; weights (M,); positions (M,) int64 ascending,
+    None where M == N row by row; labels and label_weights (N,), given together or not at all.
+    """
+    _check(student_hidden, student_head, labels=labels, label_weights=label_weights)
+    if (labels is None) != (label_weights is None):
+        raise ValueError("labels and label_weights are given together or not at all")
+    teacher = _Teacher(teacher_hidden, teacher_head, divergence, temperature, weights, positions)
+    teacher.check(len(student_hidden))
+    return _run(student_hidden, student_head, teacher, labels, label_weights, head_grad)
+
+
+@torch.no_grad()
+def argmax(hidden: Tensor, head: Tensor) -> Tensor:
+    """The likeliest token of each row (N,) int64, without a gradient. Args: hidden (N, d), head (V, d)."""
+    _check(hidden, head)
+    head = head.to(hidden.dtype)
+    step = len(hidden) if _reference else tile_rows([len(head)], itemsize=hidden.element_size())
+    parts = [(hidden[i : i + step] @ head.T).argmax(-1) for i in range(0, len(hidden), max(step, 1))]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=hidden.device)
+
+
+def _check(
+    hidden: Tensor, head: Tensor, labels: Tensor | None = None, label_weights: Tensor | None = None
+) -> None:
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} are not (N, d) and (V, d)")
+    for name, given in (("labels", labels), ("label weights", label_weights)):
+        if given is not None and given.shape != hidden.shape[:1]:
+            raise ValueError(f"{len(hidden)} rows but {name} of shape {tuple(given.shape)}")
+    if labels is not None and len(labels) and int(labels.max()) >= len(head):
+        raise ValueError(f"label {int(labels.max())} in a vocabulary of {len(head)}")
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The teacher's side of ``distil``."""
+
+    hidden: Tensor
+    head: Tensor
+    divergence: LogitDivergence
+    temperature: float
+    weights: Tensor
+    positions: Tensor | None
+
+    def check(self, rows: int) -> None:
+        _check(self.hidden, self.head, label_weights=self.weights)
+        if self.positions is None:
+            if len(self.hidden) != rows:
+                raise ValueError(f"{len(self.hidden)} teacher rows for {rows} student rows, and no positions")
+            return
+        if self.positions.shape != self.weights.shape:
+            raise ValueError(f"positions {tuple(self.positions.shape)}, weights {tuple(self.weights.shape)}")
+        if len(self.positions):
+            if int(self.positions[0]) < 0 or int(self.positions[-1]) >= rows:
+                raise ValueError(f"positions outside the {rows} student rows")
+            if bool((self.positions[1:] <= self.positions[:-1]).any()):
+                raise ValueError("positions are not strictly ascending")
+
+
+def _run(
+    hidden: Tensor,
+    head: Tensor,
+    teacher: _Teacher | None,
+    labels: Tensor | None,
+    label_weights: Tensor | None,
+    head_grad: bool,
+) -> Distilled:
+    if not head_grad:
+        head = head.detach()
+    if _reference:
+        return _plain(hidden, head, teacher, labels, label_weights)
+    loss, values, nll, best, teacher_best = _Fused.apply(hidden, head, teacher, labels, label_weights)
+    return Distilled(loss, values, nll if labels is not None else None, best, teacher_best)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in the precision of the losses: float32, or float64 where that came in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _plain(
+    hidden: Tensor, head: Tensor, teacher: _Teacher | None, labels: Tensor | None, label_weights: Tensor | None
+) -> Distilled:
+    """The definition, with whole logits and autograd."""
+    logits = _wide(hidden @ head.to(hidden.dtype).T)
+    loss, nll = logits.new_zeros(()), None
+    values, teacher_best = logits.new_zeros(0), torch.empty(0, dtype=torch.int64, device=logits.device)
+    if labels is not None and label_weights is not None:
+        nll = torch.nn.functional.cross_entropy(
+            logits, torch.where(labels < 0, -100, labels), reduction="none", ignore_index=-100
+        )
+        loss = loss + (label_weights.to(nll.dtype) * nll).sum()
+    if teacher is not None:
+        with torch.no_grad():
+            target = _wide(teacher.hidden @ teacher.head.to(teacher.hidden.dtype).T)
+        rows = logits if teacher.positions is None else logits[teacher.positions]
+        values = teacher.divergence(rows / teacher.temperature, target / teacher.temperature)
+        loss = loss + (teacher.weights.to(values.dtype) * values).sum()
+        teacher_best = target.argmax(-1)
+    nll = None if nll is None else nll.detach()
+    return Distilled(loss + 0 * hidden.sum(), values.detach(), nll, logits.detach().argmax(-1), teacher_best)
+
+
+class _Fused(torch.autograd.Function):
+    """Losses and gradients in one forward sweep; backward scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        teacher: _Teacher | None,
+        labels: Tensor | None,
+        label_weights: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        sweep = _Sweep(hidden, head, teacher, labels, label_weights, ctx.needs_input_grad[:2])
+        sweep.run()
+        grads = [g for g in sweep.gradients() if g is not None]
+        ctx.wanted = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(*grads)
+        out = (sweep.loss(), sweep.values, sweep.nll, sweep.best, sweep.teacher_best)
+        ctx.mark_non_differentiable(*out[1:])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads = iter(ctx.saved_tensors)
+        # A factor of one is the usual case, and the head's gradient is large: no second copy then.
+        scaled = [(g if scale == 1 else g * scale.to(g.dtype)) if want else None for want, g in _pair(ctx.wanted, grads)]
+        return *scaled, None, None, None
+
+
+def _pair(wanted: Sequence[bool], grads: Iterator[Tensor]) -> Iterator[tuple[bool, Any]]:
+    for want in wanted:
+        yield want, next(grads) if want else None
+
+
+class _Sweep:
+    """One pass over the rows, tile by tile."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        teacher: _Teacher | None,
+        labels: Tensor | None,
+        label_weights: Tensor | None,
+        wanted: Sequence[bool],
+    ) -> None:
+        self.hidden, self.head_dtype = hidden, head.dtype
+        self.head = head.to(hidden.dtype)
+        self.teacher = teacher
+        self.teacher_head = None if teacher is None else teacher.head.to(teacher.hidden.dtype)
+        self.want_hidden, self.want_head = wanted
+        precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        rows, pairs = len(hidden), 0 if teacher is None else len(teacher.hidden)
+        self.labels = labels
+        self.label_weights = None if label_weights is None else label_weights.to(precision)
+        self.weights = None if teacher is None else teacher.weights.to(precision)
+        self.values = hidden.new_zeros(pairs, dtype=precision)
+        self.nll = hidden.new_zeros(rows, dtype=precision)
+        self.best = torch.zeros(rows, dtype=torch.int64, device=hidden.device)
+        self.teacher_best = torch.zeros(pairs, dtype=torch.int64, device=hidden.device)
+        self.hidden_grad = torch.zeros_like(hidden) if self.want_hidden else None
+        self.head_grad: Tensor | None = None
+
+    def run(self) -> None:
+        sizes = [len(self.head)] + ([] if self.teacher_head is None else [len(self.teacher_head)])
+        step = tile_rows(sizes, itemsize=self.hidden.element_size())
+        rows = len(self.hidden)
+        tiles = -(-rows // step)
+        if tiles:
+            step = -(-rows // tiles)  # tiles of equal height
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            with torch.no_grad():
+                grad = self._logits(start, stop)
+                self._accumulate(grad, start, stop, alone=tiles == 1)
+
+    def _pairs(self, start: int, stop: int) -> tuple[int, int]:
+        """The teacher rows whose student rows are start .. stop - 1."""
+        if self.teacher is None:
+            return 0, 0
+        if self.teacher.positions is None:
+            return start, stop
+        ends = torch.tensor([start, stop], device=self.teacher.positions.device)
+        first, last = torch.searchsorted(self.teacher.positions, ends).tolist()
+        return first, last
+
+    def _logits(self, start: int, stop: int) -> Tensor:
+        """Logits of a tile, overwritten block by block with their gradient."""
+        tile = self.hidden[start:stop] @ self.head.T
+        first, last = self._pairs(start, stop)
+        target = None
+        if self.teacher is not None and self.teacher_head is not None and last > first:
+            target = self.teacher.hidden[first:last] @ self.teacher_head.T
+        block = max(1, _BLOCK_ELEMENTS // max(1, len(self.head))) if tile.device.type == "cpu" else stop - start
+        for low in range(start, stop, block):
+            high = min(low + block, stop)
+            logits = tile[low - start : high - start]
+            gradient = self._labels(_wide(logits), low, high)
+            begin, end = self._pairs(low, high)
+            if target is not None and end > begin:
+                gradient = self._distil(_wide(logits), _wide(target[begin - first : end - first]), gradient, low, begin, end)
+            if gradient is None:
+                logits.zero_()
+            else:
+                logits.copy_(gradient)
+        return tile
+
+    def _labels(self, logits: Tensor, low: int, high: int) -> Tensor | None:
+        """Argmax and cross-entropy of rows low .. high - 1; the gradient of the latter."""
+        self.best[low:high] = logits.argmax(-1)
+        if self.labels is None or self.label_weights is None:
+            return None
+        labels, weights = self.labels[low:high, None], self.label_weights[low:high, None]
+        known = labels >= 0
+        labels, weights = labels.clamp_min(0), weights * known
+        log_q = logits.log_softmax(-1)
+        self.nll[low:high] = -(log_q.gather(-1, labels) * known).squeeze(-1)
+        if not (self.want_hidden or self.want_head):
+            return None
+        return log_q.exp_().mul_(weights).scatter_add_(-1, labels, -weights)
+
+    def _distil(
+        self, student: Tensor, target: Tensor, gradient: Tensor | None, low: int, begin: int, end: int
+    ) -> Tensor:
+        """Divergences of teacher rows begin .. end - 1, their gradient added to the block's."""
+        assert self.teacher is not None and self.weights is not None
+        self.teacher_best[begin:end] = target.argmax(-1)
+        temperature = self.teacher.temperature
+        where = None if self.teacher.positions is None else self.teacher.positions[begin:end] - low
+        rows = student if where is None else student[where]
+        values, grad = self.teacher.divergence.value_and_grad(rows / temperature, target / temperature)
+        self.values[begin:end] = values
+        grad = grad * (self.weights[begin:end, None] / temperature)
+        if where is not None:
+            gradient = torch.zeros_like(student) if gradient is None else gradient
+            return gradient.index_add_(0, where, grad)
+        return grad if gradient is None else gradient.add_(grad)
+
+    def _accumulate(self, grad: Tensor, start: int, stop: int, alone: bool) -> None:
+        """Gradients of hidden states and head from a tile's logit gradient."""
+        if self.hidden_grad is not None:
+            torch.mm(grad, self.head, out=self.hidden_grad[start:stop])
+        if not self.want_head:
+            return
+        rows = self.hidden[start:stop]
+        if alone:
+            self.head_grad = grad.T @ rows
+            return
+        if self.head_grad is None:
+            precision = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            self.head_grad = torch.zeros(self.head.shape, dtype=precision, device=rows.device)
+        if self.head_grad.dtype == rows.dtype:
+            self.head_grad.addmm_(grad.T, rows)
+            return
+        # bf16 products are rounded once a tile and summed in float32, a slice of the vocabulary at a time.
+        for low in range(0, len(self.head_grad), _HEAD_CHUNK):
+            part = slice(low, low + _HEAD_CHUNK)
+            self.head_grad[part] += grad[:, part].T @ rows
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of hidden and head in their own dtypes, None where not wanted."""
+        if self.want_head and self.head_grad is None:
+            self.head_grad = torch.zeros(self.head.shape, dtype=self.head_dtype, device=self.hidden.device)
+        head_grad = None if self.head_grad is None else self.head_grad.to(self.head_dtype)
+        return self.hidden_grad, head_grad
+
+    def loss(self) -> Tensor:
+        """Sum of weighted values and weighted label losses."""
+        total = self.values.new_zeros(())
+        if self.weights is not None:
+            total = total + (self.weights * self.values).sum()
+        if self.label_weights is not None:
+            total = total + (self.label_weights * self.nll).sum()
+        return total

@@ -1,0 +1,12 @@
+"""Version numbers of the parts that can move a score. They enter every cell's id.
+
+Raise a number whenever the same cell would come out differently; old records then stay on disk under
+their old id and the cell is computed anew. Methods and suites carry their own (``Entry.version``,
+``Suite.version``).
+"""
+
+from __future__ import annotations
+
+TRAINER = 1  #: harness/train.py, harness/data.py, harness/teacher.py
+DECODER = 1  #: evals/decoding.py, evals/prompts.py
+TINY = 1  #: evals/world and harness/tiny.py: texts, tokenizers and models of scale tiny

@@ -39,7 +39,7 @@ class Divergence:
         self.parameters = {**self.defaults, **parameters}
         for key, value in self.parameters.items():
             if not 0 < value < 1:
-                raise MethodError(f"{name}:{key} lies strictly between 0 and 1, not {value} (the ends are kl and rkl)")
+                raise MethodError(f"{name}: {key} lies strictly between 0 and 1 not {value}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Divergence of each row, differentiable by autograd in both arguments.
@@ -77,9 +77,9 @@ class ForwardKL(Divergence):
     entry = Entry(
         name="kl",
         title="Forward Kullback-Leibler divergence",
-        citation="Hinton et al. 2015 (arXiv:1503.02531), sec. 2; per token: Kim & Rush 2016 (arXiv:1606.07947), sec. 3.1",
+        citation="Hinton et al. 2015 (arXiv:1503.02531), sec. 2; per token Kim & Rush 2016 (arXiv:1606.07947)",
         formula="KL(p, q) = sum_i p_i (log p_i - log q_i)",
-        released="DistiLLM and MiniLLM leave the teacher's entropy out (- sum p log q): other value, same gradient",
+        released="DistiLLM, MiniLLM: - sum p log q, without the teacher's entropy; same gradient",
     )
 
     def _value(self, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -153,13 +153,13 @@ class JSD(Mixture):
     entry = Entry(
         name="jsd",
         title="Generalised Jensen-Shannon divergence",
-        citation="Agarwal et al. 2024, GKD (arXiv:2306.13649), sec. 2; @distillm: Ko et al. 2024 (arXiv:2402.03898)",
+        citation="Agarwal et al. 2024, GKD (arXiv:2306.13649), sec. 2; @distillm: DistiLLM's released code",
         formula="beta KL(p, m) + (1 - beta) KL(q, m),  m = beta p + (1 - beta) q",
-        parameters={"beta": "0 < beta < 1, default 0.5; the teacher's share of the mixture (its mirror @distillm)"},
-        released="TRL and Liger replace the ends beta = 0 and 1, where this is 0, by kl and rkl; here they are refused",
+        parameters={"beta": "0 < beta < 1, default 0.5; teacher's share of m (@distillm: the student's)"},
+        released="TRL and Liger take kl and rkl at beta = 0 and 1, where the formula is 0; here refused",
         variants={
             "gkd": "beta is the teacher's share (Agarwal, TRL, Liger); the default",
-            "distillm": "beta is the student's share: (1 - beta) KL(p, m) + beta KL(q, m), m = (1 - beta) p + beta q",
+            "distillm": "the mirror: (1 - beta) KL(p, m) + beta KL(q, m), m = (1 - beta) p + beta q",
         },
     )
     defaults: ClassVar[Mapping[str, float]] = {"beta": 0.5}
@@ -178,8 +178,8 @@ class SkewKL(Divergence):
         title="Skew forward Kullback-Leibler divergence",
         citation="Ko et al. 2024, DistiLLM (arXiv:2402.03898), sec. 3.1",
         formula="KL(p, m),  m = alpha p + (1 - alpha) q",
-        parameters={"alpha": "0 < alpha < 1, default 0.1; the teacher's share of the mixture; alpha -> 0 is kl"},
-        released="DistiLLM leaves the teacher's entropy out (- sum p log m): other value, same gradient",
+        parameters={"alpha": "0 < alpha < 1, default 0.1; teacher's share of the mixture; alpha -> 0 is kl"},
+        released="DistiLLM: - sum p log m, without the teacher's entropy; other value, same gradient",
     )
     defaults: ClassVar[Mapping[str, float]] = _ALPHA
 
@@ -205,7 +205,7 @@ class SkewReverseKL(Divergence):
         title="Skew reverse Kullback-Leibler divergence",
         citation="Ko et al. 2024, DistiLLM (arXiv:2402.03898), sec. 3.1",
         formula="KL(q, m),  m = (1 - alpha) p + alpha q",
-        parameters={"alpha": "0 < alpha < 1, default 0.1; the student's share of the mixture; alpha -> 0 is rkl"},
+        parameters={"alpha": "0 < alpha < 1, default 0.1; student's share of the mixture; alpha -> 0 is rkl"},
         released="same in DistiLLM and DSKD: the mixture is mostly teacher",
     )
     defaults: ClassVar[Mapping[str, float]] = _ALPHA
@@ -233,15 +233,15 @@ class AdaptiveKL(Divergence):
         title="Adaptive Kullback-Leibler divergence",
         citation="Wu et al. 2024 (arXiv:2404.02657), sec. 4, with the mass mu = 0.5",
         formula=(
-            "(g_head KL(p, q) + g_tail KL(q, p)) / (g_head + g_tail),  g = sum |p - q| over the head and over the "
-            "tail of p, detached. Head: the likeliest tokens of p whose cumulative mass stays below 0.5, and always "
-            "the first; among equal p the lower id comes first"
+            "(g_head KL(p, q) + g_tail KL(q, p)) / (g_head + g_tail),  g = sum |p - q| over the head and "
+            "over the tail of p, detached. Head: the likeliest tokens of p whose cumulative mass is at most 0.5, "
+            "and always the first; among equal p the lower id comes first"
         ),
         stop_gradients="teacher; the weights g_head and g_tail",
-        released="0 / 0 = NaN in every released code where student equals teacher; here 0 with a zero gradient",
+        released="0 / 0 = NaN in released codes where student equals teacher; here 0 with a zero gradient",
         variants={
             "official": "descending sort; the token that crosses 0.5 is tail (the authors); the default",
-            "dskd": "ascending sort, tail = cumulative mass <= 0.5; the token that crosses 0.5 is head (DSKD)",
+            "dskd": "ascending sort, tail = cumulative mass <= 0.5 (in DSKD's code <); the token crossing it is head",
         },
     )
 
@@ -276,7 +276,7 @@ def _head_sum(p: Tensor, gap: Tensor, crossing: bool) -> Tensor:
     """Sum of ``gap`` over the head of ``p`` (n, 1). ``crossing``: the token that crosses 0.5 is head."""
     size = p.shape[-1]
     top, ids = p.topk(min(_HEAD_TRY, size), dim=-1)
-    unfinished = (top.double().sum(-1) < 0.5) & (top.shape[-1] < size)
+    unfinished = (top.double().sum(-1) <= 0.5) & (top.shape[-1] < size)
     out = _head_sum_sorted(p, gap, top, ids, crossing)
     rows = unfinished.nonzero().squeeze(-1)
     if len(rows):
@@ -292,7 +292,7 @@ def _head_sum_sorted(p: Tensor, gap: Tensor, top: Tensor, ids: Tensor, crossing:
     lower ids, so the result depends on neither the sort nor how many values were looked at.
     """
     mass = top.double().cumsum(-1)
-    inside = (mass - top if crossing else mass) < 0.5
+    inside = mass - top < 0.5 if crossing else mass <= 0.5
     count = inside.sum(-1, keepdim=True).clamp_min_(1)
     rank = torch.arange(top.shape[-1], device=p.device)
     out = (gap.gather(-1, ids) * (rank < count)).sum(-1, keepdim=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TILE_BYTES = 96 * 2**20  #: all logits of a tile together
-_BLOCK_ELEMENTS = 200_000  #: logits worked on at once inside a tile on a CPU: a few float32 copies fit in L2
+_BLOCK_BYTES = 2**20  #: float32 logits worked on at once inside a tile on a CPU, to stay in its caches
 _HEAD_CHUNK = 8192  #: vocabulary rows per product when head gradients of several tiles are summed
 
 
@@ -55,19 +55,23 @@ class Distilled:
     teacher_argmax: Tensor  #: (M,) int64
 
 
-_reference = False
+@dataclass
+class _Switch:
+    reference: bool = False
+
+
+_switch = _Switch()
 
 
 def use_reference(flag: bool) -> None:
     """Compute everything plainly from now on (``--reference``), or tiled again."""
-    global _reference
-    _reference = flag
+    _switch.reference = flag
 
 
 @contextmanager
 def reference() -> Iterator[None]:
     """Within it the functions of this module form whole logits and leave the gradient to autograd."""
-    before = _reference
+    before = _switch.reference
     use_reference(True)
     try:
         yield
@@ -88,8 +92,7 @@ def cross_entropy(
     Args: hidden (N, d) and head (V, d), which receive gradients (head only with head_grad); labels
     (N,) int64, a negative one meaning none (nll 0); weights (N,), constants.
     """
-    _check(hidden, head, labels=labels, label_weights=weights)
-    made = _run(hidden, head, None, labels, weights, head_grad)
+    made = _run(hidden, head if head_grad else head.detach(), None, _Gold(labels, weights))
     assert made.nll is not None
     return CrossEntropy(made.loss, made.nll, made.student_argmax)
 
@@ -118,12 +121,11 @@ def distil(
     V' may differ from V if the divergence allows; weights (M,); positions (M,) int64 ascending,
     None where M == N row by row; labels and label_weights (N,), given together or not at all.
     """
-    _check(student_hidden, student_head, labels=labels, label_weights=label_weights)
     if (labels is None) != (label_weights is None):
         raise ValueError("labels and label_weights are given together or not at all")
+    gold = None if labels is None or label_weights is None else _Gold(labels, label_weights)
     teacher = _Teacher(teacher_hidden, teacher_head, divergence, temperature, weights, positions)
-    teacher.check(len(student_hidden))
-    return _run(student_hidden, student_head, teacher, labels, label_weights, head_grad)
+    return _run(student_hidden, student_head if head_grad else student_head.detach(), teacher, gold)
 
 
 @torch.no_grad()
@@ -131,21 +133,29 @@ def argmax(hidden: Tensor, head: Tensor) -> Tensor:
     """The likeliest token of each row (N,) int64, without a gradient. Args: hidden (N, d), head (V, d)."""
     _check(hidden, head)
     head = head.to(hidden.dtype)
-    step = len(hidden) if _reference else tile_rows([len(head)], itemsize=hidden.element_size())
+    step = len(hidden) if _switch.reference else tile_rows([len(head)], itemsize=hidden.element_size())
     parts = [(hidden[i : i + step] @ head.T).argmax(-1) for i in range(0, len(hidden), max(step, 1))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=hidden.device)
 
 
-def _check(
-    hidden: Tensor, head: Tensor, labels: Tensor | None = None, label_weights: Tensor | None = None
-) -> None:
+def _check(hidden: Tensor, head: Tensor) -> None:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} are not (N, d) and (V, d)")
-    for name, given in (("labels", labels), ("label weights", label_weights)):
-        if given is not None and given.shape != hidden.shape[:1]:
-            raise ValueError(f"{len(hidden)} rows but {name} of shape {tuple(given.shape)}")
-    if labels is not None and len(labels) and int(labels.max()) >= len(head):
-        raise ValueError(f"label {int(labels.max())} in a vocabulary of {len(head)}")
+        raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)}: not (N, d) and (V, d)")
+
+
+@dataclass(frozen=True)
+class _Gold:
+    """Labels of the student's rows and the weights of their cross-entropy."""
+
+    labels: Tensor
+    weights: Tensor
+
+    def check(self, rows: int, vocabulary: int) -> None:
+        for name, given in (("labels", self.labels), ("label weights", self.weights)):
+            if given.shape != (rows,):
+                raise ValueError(f"{rows} rows but {name} of shape {tuple(given.shape)}")
+        if rows and int(self.labels.max()) >= vocabulary:
+            raise ValueError(f"label {int(self.labels.max())} in a vocabulary of {vocabulary}")
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,9 @@ class _Teacher:
     positions: Tensor | None
 
     def check(self, rows: int) -> None:
-        _check(self.hidden, self.head, label_weights=self.weights)
+        _check(self.hidden, self.head)
+        if self.weights.shape != self.hidden.shape[:1]:
+            raise ValueError(f"{len(self.hidden)} teacher rows, weights of shape {tuple(self.weights.shape)}")
         if self.positions is None:
             if len(self.hidden) != rows:
                 raise ValueError(f"{len(self.hidden)} teacher rows for {rows} student rows, and no positions")
@@ -174,20 +186,16 @@ class _Teacher:
                 raise ValueError("positions are not strictly ascending")
 
 
-def _run(
-    hidden: Tensor,
-    head: Tensor,
-    teacher: _Teacher | None,
-    labels: Tensor | None,
-    label_weights: Tensor | None,
-    head_grad: bool,
-) -> Distilled:
-    if not head_grad:
-        head = head.detach()
-    if _reference:
-        return _plain(hidden, head, teacher, labels, label_weights)
-    loss, values, nll, best, teacher_best = _Fused.apply(hidden, head, teacher, labels, label_weights)
-    return Distilled(loss, values, nll if labels is not None else None, best, teacher_best)
+def _run(hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None) -> Distilled:
+    _check(hidden, head)
+    if gold is not None:
+        gold.check(*hidden.shape[:1], *head.shape[:1])
+    if teacher is not None:
+        teacher.check(len(hidden))
+    if _switch.reference:
+        return _plain(hidden, head, teacher, gold)
+    loss, values, nll, best, teacher_best = _Fused.apply(hidden, head, teacher, gold)
+    return Distilled(loss, values, None if gold is None else nll, best, teacher_best)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -195,18 +203,15 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _plain(
-    hidden: Tensor, head: Tensor, teacher: _Teacher | None, labels: Tensor | None, label_weights: Tensor | None
-) -> Distilled:
+def _plain(hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None) -> Distilled:
     """The definition, with whole logits and autograd."""
     logits = _wide(hidden @ head.to(hidden.dtype).T)
     loss, nll = logits.new_zeros(()), None
     values, teacher_best = logits.new_zeros(0), torch.empty(0, dtype=torch.int64, device=logits.device)
-    if labels is not None and label_weights is not None:
-        nll = torch.nn.functional.cross_entropy(
-            logits, torch.where(labels < 0, -100, labels), reduction="none", ignore_index=-100
-        )
-        loss = loss + (label_weights.to(nll.dtype) * nll).sum()
+    if gold is not None:
+        known = torch.where(gold.labels < 0, -100, gold.labels)
+        nll = torch.nn.functional.cross_entropy(logits, known, reduction="none", ignore_index=-100)
+        loss = loss + (gold.weights.to(nll.dtype) * nll).sum()
     if teacher is not None:
         with torch.no_grad():
             target = _wide(teacher.hidden @ teacher.head.to(teacher.hidden.dtype).T)
@@ -227,14 +232,11 @@ class _Fused(torch.autograd.Function):
         hidden: Tensor,
         head: Tensor,
         teacher: _Teacher | None,
-        labels: Tensor | None,
-        label_weights: Tensor | None,
+        gold: _Gold | None,
     ) -> tuple[Tensor, ...]:
-        sweep = _Sweep(hidden, head, teacher, labels, label_weights, ctx.needs_input_grad[:2])
+        sweep = _Sweep(hidden, head, teacher, gold, ctx.needs_input_grad[:2])
         sweep.run()
-        grads = [g for g in sweep.gradients() if g is not None]
-        ctx.wanted = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*sweep.gradients())
         out = (sweep.loss(), sweep.values, sweep.nll, sweep.best, sweep.teacher_best)
         ctx.mark_non_differentiable(*out[1:])
         return out
@@ -242,15 +244,10 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grads = iter(ctx.saved_tensors)
         # A factor of one is the usual case, and the head's gradient is large: no second copy then.
-        scaled = [(g if scale == 1 else g * scale.to(g.dtype)) if want else None for want, g in _pair(ctx.wanted, grads)]
-        return *scaled, None, None, None
-
-
-def _pair(wanted: Sequence[bool], grads: Iterator[Tensor]) -> Iterator[tuple[bool, Any]]:
-    for want in wanted:
-        yield want, next(grads) if want else None
+        same = bool(scale == 1)
+        grads = [g if g is None or same else g * scale.to(g.dtype) for g in ctx.saved_tensors]
+        return *grads, None, None
 
 
 class _Sweep:
@@ -261,19 +258,17 @@ class _Sweep:
         hidden: Tensor,
         head: Tensor,
         teacher: _Teacher | None,
-        labels: Tensor | None,
-        label_weights: Tensor | None,
+        gold: _Gold | None,
         wanted: Sequence[bool],
     ) -> None:
         self.hidden, self.head_dtype = hidden, head.dtype
         self.head = head.to(hidden.dtype)
-        self.teacher = teacher
+        self.teacher, self.gold = teacher, gold
         self.teacher_head = None if teacher is None else teacher.head.to(teacher.hidden.dtype)
         self.want_hidden, self.want_head = wanted
         precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         rows, pairs = len(hidden), 0 if teacher is None else len(teacher.hidden)
-        self.labels = labels
-        self.label_weights = None if label_weights is None else label_weights.to(precision)
+        self.label_weights = None if gold is None else gold.weights.to(precision)
         self.weights = None if teacher is None else teacher.weights.to(precision)
         self.values = hidden.new_zeros(pairs, dtype=precision)
         self.nll = hidden.new_zeros(rows, dtype=precision)
@@ -312,14 +307,15 @@ class _Sweep:
         target = None
         if self.teacher is not None and self.teacher_head is not None and last > first:
             target = self.teacher.hidden[first:last] @ self.teacher_head.T
-        block = max(1, _BLOCK_ELEMENTS // max(1, len(self.head))) if tile.device.type == "cpu" else stop - start
+        block = tile_rows([len(self.head)], _BLOCK_BYTES) if tile.device.type == "cpu" else stop - start
         for low in range(start, stop, block):
             high = min(low + block, stop)
             logits = tile[low - start : high - start]
             gradient = self._labels(_wide(logits), low, high)
             begin, end = self._pairs(low, high)
             if target is not None and end > begin:
-                gradient = self._distil(_wide(logits), _wide(target[begin - first : end - first]), gradient, low, begin, end)
+                wide = _wide(target[begin - first : end - first])
+                gradient = self._distil(_wide(logits), wide, gradient, low, slice(begin, end))
             if gradient is None:
                 logits.zero_()
             else:
@@ -329,9 +325,9 @@ class _Sweep:
     def _labels(self, logits: Tensor, low: int, high: int) -> Tensor | None:
         """Argmax and cross-entropy of rows low .. high - 1; the gradient of the latter."""
         self.best[low:high] = logits.argmax(-1)
-        if self.labels is None or self.label_weights is None:
+        if self.gold is None or self.label_weights is None:
             return None
-        labels, weights = self.labels[low:high, None], self.label_weights[low:high, None]
+        labels, weights = self.gold.labels[low:high, None], self.label_weights[low:high, None]
         known = labels >= 0
         labels, weights = labels.clamp_min(0), weights * known
         log_q = logits.log_softmax(-1)
@@ -341,17 +337,18 @@ class _Sweep:
         return log_q.exp_().mul_(weights).scatter_add_(-1, labels, -weights)
 
     def _distil(
-        self, student: Tensor, target: Tensor, gradient: Tensor | None, low: int, begin: int, end: int
+        self, student: Tensor, target: Tensor, gradient: Tensor | None, low: int, pairs: slice
     ) -> Tensor:
-        """Divergences of teacher rows begin .. end - 1, their gradient added to the block's."""
-        assert self.teacher is not None and self.weights is not None
-        self.teacher_best[begin:end] = target.argmax(-1)
+        """Divergences of these teacher rows, their gradient added to that of the block starting at low."""
+        assert self.teacher is not None
+        assert self.weights is not None
+        self.teacher_best[pairs] = target.argmax(-1)
         temperature = self.teacher.temperature
-        where = None if self.teacher.positions is None else self.teacher.positions[begin:end] - low
+        where = None if self.teacher.positions is None else self.teacher.positions[pairs] - low
         rows = student if where is None else student[where]
         values, grad = self.teacher.divergence.value_and_grad(rows / temperature, target / temperature)
-        self.values[begin:end] = values
-        grad = grad * (self.weights[begin:end, None] / temperature)
+        self.values[pairs] = values
+        grad = grad * (self.weights[pairs, None] / temperature)
         if where is not None:
             gradient = torch.zeros_like(student) if gradient is None else gradient
             return gradient.index_add_(0, where, grad)

@@ -45,7 +45,7 @@ class PseudoInverse:
         Args: source_head (V, D), its rows matching the rows of this head.
         """
         if source_head.shape[0] != self.head.shape[0]:
-            raise ValueError(f"heads have {source_head.shape[0]} and {self.head.shape[0]} rows; pass matching rows")
+            raise ValueError(f"heads of {len(source_head)} and {len(self.head)} rows; pass matching rows")
         return _product(source_head.detach(), self.head) @ self.inverse_gram
 
     def rows(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -91,7 +91,7 @@ def student_to_teacher(hidden: Tensor, head: Tensor, inverse_rows: Tensor) -> Te
     ``PseudoInverse(teacher head).rows(dtype)``. Returns (n, D) in the dtype of hidden.
     """
     head, inverse_rows = head.detach().to(hidden.dtype), inverse_rows.detach().to(hidden.dtype)
-    (vocabulary, narrow), wide = head.shape, inverse_rows.shape[1]
+    narrow, wide = head.shape[1], inverse_rows.shape[1]
     if 2 * len(hidden) * (narrow + wide) < narrow * wide:
         return (hidden @ head.T) @ inverse_rows
     return hidden @ (head.T @ inverse_rows)

@@ -48,65 +48,62 @@ class ModelFacts:
     note: str = ""  #: what the published runs did to it first, when that is not the bare model
 
 
-def _tiny(name: str, teacher: str, student: str, same: bool, recipe: Recipe, group: Group = "instructions") -> PairSpec:
-    return PairSpec(f"tiny-{name}", "tiny", f"tiny:{teacher}", f"tiny:{student}", same, recipe, group)
-
-
-def _small(name: str, teacher: str, student: str, same: bool, recipe: Recipe, group: Group = "instructions") -> PairSpec:
-    return PairSpec(f"small-{name}", "small", f"small:{teacher}", f"small:{student}", same, recipe, group)
-
-
-def _paper(name: str, teacher: str, student: str, same: bool, recipe: Recipe, group: Group = "instructions") -> PairSpec:
-    return PairSpec(name, "paper", teacher, student, same, recipe, group)
+def _pair(name: str, models: str, recipe: Recipe, *, same: bool) -> PairSpec:
+    """``models`` is "teacher -> student", written with the scale's prefix (none at paper scale)."""
+    teacher, student = models.split(f" {ARROW} ")
+    scale = next((scale for scale in ("tiny", "small") if teacher.startswith(f"{scale}:")), "paper")
+    group: Group = recipe if recipe in ("maths", "code") else "instructions"  # type: ignore[assignment]
+    return PairSpec(name, scale, teacher, student, same, recipe, group)
 
 
 _GPT2, _TINYLLAMA = "openai-community/gpt2", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
 _QWEN25, _LLAMA32 = "Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.2-1B"
 _MATHS, _CODE = "Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Coder-7B"
+_GPT2_XL = "openai-community/gpt2-xl"
 
 _ALL = (
-    _tiny("bpe-same", "teacher-bpe", "student-bpe", True, "table1-same"),
-    _tiny("bpe-cross", "teacher-sp", "student-bpe", False, "table1-cross"),
-    _tiny("sp-same", "teacher-sp", "student-sp", True, "table2-same"),
-    _tiny("sp-cross", "teacher-bpe", "student-sp", False, "table2-cross"),
-    _tiny("maths-same", "teacher-maths", "student-bpe", True, "maths", "maths"),
-    _tiny("maths-cross", "teacher-maths", "student-sp", False, "maths", "maths"),
-    _tiny("code-same", "teacher-code", "student-bpe", True, "code", "code"),
-    _tiny("code-cross", "teacher-code", "student-sp", False, "code", "code"),
-    _small("smollm2-same", "smollm2-135m", "smollm2-10l", True, "table1-same"),
-    _small("smollm2-minimind2", "smollm2-135m", "minimind2-small", False, "table1-cross"),
-    _small("tinyllama-stories", "tinyllama-1.1b-chat", "stories15m", True, "table2-same"),
-    _small("smollm2-stories", "smollm2-135m", "stories15m", False, "table2-cross"),
-    _small("maths-cross", "qwen2.5-coder-1.5b", "smollm2-135m", False, "maths", "maths"),
-    _small("code-cross", "qwen2.5-coder-1.5b", "smollm2-135m", False, "code", "code"),
-    _paper("gpt2xl-gpt2", "openai-community/gpt2-xl", _GPT2, True, "table1-same"),
-    _paper("qwen1.5-gpt2", "Qwen/Qwen1.5-1.8B", _GPT2, False, "table1-cross"),
-    _paper("llama2-tinyllama", "meta-llama/Llama-2-7b-hf", _TINYLLAMA, True, "table2-same"),
-    _paper("mistral-tinyllama", "mistralai/Mistral-7B-v0.1", _TINYLLAMA, False, "table2-cross"),
-    _paper("qwen2.5-math-same", _MATHS, _QWEN25, True, "maths", "maths"),
-    _paper("qwen2.5-math-llama3.2", _MATHS, _LLAMA32, False, "maths", "maths"),
-    _paper("qwen2.5-coder-same", _CODE, _QWEN25, True, "code", "code"),
-    _paper("qwen2.5-coder-llama3.2", _CODE, _LLAMA32, False, "code", "code"),
+    _pair("tiny-bpe-same", "tiny:teacher-bpe -> tiny:student-bpe", "table1-same", same=True),
+    _pair("tiny-bpe-cross", "tiny:teacher-sp -> tiny:student-bpe", "table1-cross", same=False),
+    _pair("tiny-sp-same", "tiny:teacher-sp -> tiny:student-sp", "table2-same", same=True),
+    _pair("tiny-sp-cross", "tiny:teacher-bpe -> tiny:student-sp", "table2-cross", same=False),
+    _pair("tiny-maths-same", "tiny:teacher-maths -> tiny:student-bpe", "maths", same=True),
+    _pair("tiny-maths-cross", "tiny:teacher-maths -> tiny:student-sp", "maths", same=False),
+    _pair("tiny-code-same", "tiny:teacher-code -> tiny:student-bpe", "code", same=True),
+    _pair("tiny-code-cross", "tiny:teacher-code -> tiny:student-sp", "code", same=False),
+    _pair("small-smollm2-same", "small:smollm2-135m -> small:smollm2-10l", "table1-same", same=True),
+    _pair("small-minimind2", "small:smollm2-135m -> small:minimind2-small", "table1-cross", same=False),
+    _pair("small-tinyllama", "small:tinyllama-1.1b-chat -> small:stories15m", "table2-same", same=True),
+    _pair("small-smollm2-stories", "small:smollm2-135m -> small:stories15m", "table2-cross", same=False),
+    _pair("small-maths-cross", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "maths", same=False),
+    _pair("small-code-cross", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "code", same=False),
+    _pair("gpt2xl-gpt2", f"{_GPT2_XL} -> {_GPT2}", "table1-same", same=True),
+    _pair("qwen1.5-gpt2", f"Qwen/Qwen1.5-1.8B -> {_GPT2}", "table1-cross", same=False),
+    _pair("llama2-tinyllama", f"meta-llama/Llama-2-7b-hf -> {_TINYLLAMA}", "table2-same", same=True),
+    _pair("mistral-tinyllama", f"mistralai/Mistral-7B-v0.1 -> {_TINYLLAMA}", "table2-cross", same=False),
+    _pair("qwen2.5-math-same", f"{_MATHS} -> {_QWEN25}", "maths", same=True),
+    _pair("qwen2.5-math-llama3.2", f"{_MATHS} -> {_LLAMA32}", "maths", same=False),
+    _pair("qwen2.5-coder-same", f"{_CODE} -> {_QWEN25}", "code", same=True),
+    _pair("qwen2.5-coder-llama3.2", f"{_CODE} -> {_LLAMA32}", "code", same=False),
 )
 PAIRS: dict[str, PairSpec] = {pair.name: pair for pair in _ALL}
 
 _DOLLY_TEACHER = "the published runs fine-tuned it on Dolly first"
 MODELS: dict[str, ModelFacts] = {
-    "openai-community/gpt2": ModelFacts(124e6, 12, 768, 50257, "MIT"),
-    "openai-community/gpt2-xl": ModelFacts(1.56e9, 48, 1600, 50257, "MIT", "MiniLLM's Dolly checkpoint is the published teacher"),
+    _GPT2: ModelFacts(124e6, 12, 768, 50257, "MIT"),
+    _GPT2_XL: ModelFacts(1.56e9, 48, 1600, 50257, "MIT", "MiniLLM's Dolly checkpoint was the teacher"),
     "Qwen/Qwen1.5-1.8B": ModelFacts(1.84e9, 24, 2048, 151936, "Tongyi Qianwen research", _DOLLY_TEACHER),
-    "meta-llama/Llama-2-7b-hf": ModelFacts(6.74e9, 32, 4096, 32000, "Llama 2 community, gated", _DOLLY_TEACHER),
+    "meta-llama/Llama-2-7b-hf": ModelFacts(6.74e9, 32, 4096, 32000, "Llama 2, gated", _DOLLY_TEACHER),
     "mistralai/Mistral-7B-v0.1": ModelFacts(7.24e9, 32, 4096, 32000, "Apache-2.0", _DOLLY_TEACHER),
     _TINYLLAMA: ModelFacts(1.1e9, 22, 2048, 32000, "Apache-2.0"),
     _MATHS: ModelFacts(7.62e9, 28, 3584, 152064, "Apache-2.0"),
     _CODE: ModelFacts(7.62e9, 28, 3584, 152064, "Apache-2.0"),
     _QWEN25: ModelFacts(1.54e9, 28, 1536, 151936, "Apache-2.0"),
-    _LLAMA32: ModelFacts(1.24e9, 16, 2048, 128256, "Llama 3.2 community, gated"),
+    _LLAMA32: ModelFacts(1.24e9, 16, 2048, 128256, "Llama 3.2, gated"),
 }
 
 
 def get(name: str) -> PairSpec:
-    """A pair by name; a user's own pair is named by ``own_name``. Raises PairError with the nearest names."""
+    """A pair by name; a user's own pair is named by ``own``. Raises PairError with the nearest names."""
     if name in PAIRS:
         return PAIRS[name]
     if ARROW in name:
@@ -135,7 +132,8 @@ def _parse_own(name: str) -> PairSpec:
     head, _, models = name.partition(":")
     scale, _, group = head.partition("/")
     teacher, _, student = models.partition(ARROW)
-    if scale not in ("tiny", "small", "paper") or group not in ("instructions", "maths", "code") or not (teacher and student):
+    known = scale in ("tiny", "small", "paper") and group in ("instructions", "maths", "code")
+    if not (known and teacher and student):
         raise PairError(f"{name!r} is no pair (SCALE/GROUP:TEACHER{ARROW}STUDENT)")
     same = _same_vocabulary(teacher, student)
     recipe: Recipe = {"maths": "maths", "code": "code"}.get(group, "table1-same" if same else "table1-cross")  # type: ignore[assignment]

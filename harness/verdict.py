@@ -1,0 +1,357 @@
+"""Verdicts: what the records say about a table's cells and about its paper's claims. Never a blank.
+
+Cells against a published figure
+    agrees          the 95 % interval of ours, over runs on the same items, lies within the margin around the figure
+    differs         it lies wholly outside
+    inconclusive    it straddles the margin, or one training seed is all there is
+    not comparable  other models, data or protocol than published, or the figure is unknown
+    not run, failed nothing was measured; with the reason
+
+Claims ("row a scores higher than row b, for every pair") against our own rows, at every scale, by the 95 % interval of
+the paired difference of averages over examples and training seeds
+    agrees          the claim holds: every pair's interval lies above 0
+    differs         the claim does not hold: some pair's interval lies below 0, at a level corrected for how many are asked
+    inconclusive    neither, or one training seed is all there is
+    not run, failed a row the claim needs was not measured, and what was does not refute it
+A claim is "not comparable" only in its published *size*, never in its direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness import statistics
+from harness.statistics import Cost, Estimate, Sample, StatisticsError
+from harness.tables import AVERAGE, Claim, Figure, PublishedRow, Row, Table, published, why_unknown
+
+Verdict = Literal["agrees", "differs", "inconclusive", "not comparable", "not run", "failed"]
+VERDICTS: tuple[Verdict, ...] = ("agrees", "differs", "inconclusive", "not comparable", "not run", "failed")
+COMPARED = ("agrees", "differs", "inconclusive")
+
+#: What may stand for one planned training seed: its record, None (not run yet), or why it will not run.
+Entry = Mapping[str, Any] | str | None
+
+_STAND_INS = {
+    "tiny": "tiny: generated text and models of some hundred thousand weights",
+    "small": "small: other models and training data than published",
+}
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """One number of the table."""
+
+    column: str
+    measured: Estimate | None
+    figure: Figure | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class RowVerdict:
+    """One row: its numbers, what it cost, and why it is short of any."""
+
+    row: Row
+    pair: str | None
+    state: Literal["done", "partial", "not run", "failed"]
+    reason: str  #: empty when done
+    planned: int  #: training seeds asked for
+    cells: Mapping[str, CellVerdict]
+    published: PublishedRow | None
+    recovered: Estimate | None  #: share of the gap student -> teacher, percent
+    cost: Cost | None
+    data: tuple[str, ...]  #: training data that is not exactly the published one, "name: state"
+    sample: Sample | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """One pair of rows of a claim: the difference a - b of averages."""
+
+    a: str
+    b: str
+    gain: Estimate | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """A claim, its verdict, and the verdict on its published size."""
+
+    claim: Claim
+    verdict: Verdict
+    reason: str
+    pairs: tuple[PairVerdict, ...]
+    size: tuple[Verdict, str] | None  #: None where the paper gives no size
+
+
+@dataclass(frozen=True)
+class Census:
+    """How much of the table stands on what."""
+
+    cells: int
+    measured: int
+    compared: int
+    figures: int  #: published values that are known
+    verified: int  #: of these, read at their source
+    secondary: int
+    unverified: int
+    unknown: int  #: cells whose published value nobody has read, or that were never published
+    verdicts: Mapping[str, int]
+    claims: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TableVerdict:
+    """Everything a report needs."""
+
+    table: Table
+    scale: str
+    rows: Mapping[str, RowVerdict]
+    claims: tuple[ClaimVerdict, ...]
+    census: Census
+
+
+def judge(table: Table, scale: str, cells_by_row: Mapping[str, Sequence[Entry]]) -> TableVerdict:
+    """Judge a table at a scale.
+
+    ``cells_by_row``: row key -> an entry per planned training seed. A row left out counts as not run. Raises KeyError
+    for a row the table does not have and StatisticsError for records with holes.
+    """
+    stray = set(cells_by_row) - {row.key for row in table.rows}
+    if stray:
+        raise KeyError(f"table {table.id} has no row {', '.join(sorted(stray))}")
+    samples = {row.key: _sample(table, row, cells_by_row.get(row.key, ())) for row in table.rows}
+    rows = {
+        row.key: _judge_row(table, scale, row, cells_by_row.get(row.key, ()), samples) for row in table.rows
+    }
+    claims = tuple(_judge_claim(claim, table, scale, rows) for claim in table.claims)
+    return TableVerdict(table, scale, rows, claims, _census(rows, claims))
+
+
+def _done(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, Mapping) and entry["status"] == "done"]
+
+
+def _sample(table: Table, row: Row, entries: Sequence[Entry]) -> Sample | None:
+    records = _done(entries)
+    if not records:
+        return None
+    try:
+        return statistics.sample(records, table.suites, trained=row.trained)
+    except StatisticsError as error:
+        raise StatisticsError(f"table {table.id}, row {row.key}: {error}") from None
+
+
+# rows and cells
+
+
+def _judge_row(
+    table: Table, scale: str, row: Row, entries: Sequence[Entry], samples: Mapping[str, Sample | None]
+) -> RowVerdict:
+    records, sample = _done(entries), samples[row.key]
+    state, reason = _state(table, scale, row, entries)
+    known, unknown = _published(row)
+    lowered = _not_exact(records)
+    cells = {}
+    for column in table.columns:
+        figure = known.figures.get(column) if known else None
+        if sample is None:
+            assert state in ("not run", "failed")
+            cells[column] = CellVerdict(column, None, figure, state, reason)
+            continue
+        measured = statistics.estimate(sample if column == AVERAGE else sample.only(column))
+        why = _incomparable(scale, known, figure, unknown, lowered, column, sample)
+        margin = table.margin.average if column == AVERAGE else table.margin.points
+        verdict, said = ("not comparable", why) if why else _compare(measured, figure, margin)
+        cells[column] = CellVerdict(column, measured, figure, verdict, said)
+    return RowVerdict(
+        row=row, pair=table.pair(scale, row.side), state=state, reason=reason, planned=len(entries), cells=cells,
+        published=known, recovered=_recovered(row, samples), cost=statistics.cost(records) if records else None,
+        data=lowered, sample=sample,
+    )
+
+
+def _state(
+    table: Table, scale: str, row: Row, entries: Sequence[Entry]
+) -> tuple[Literal["done", "partial", "not run", "failed"], str]:
+    """How far the row got, and why no further."""
+    failed = [f"seed {e['spec']['seed']}: {e['reason']}" for e in entries if isinstance(e, Mapping) and e["status"] == "failed"]
+    said = [entry for entry in entries if isinstance(entry, str)]
+    done, missing = len(_done(entries)), sum(entry is None for entry in entries)
+    reasons = list(dict.fromkeys([*failed, *said])) + ([f"{missing} of {len(entries)} seeds not run yet"] if missing else [])
+    if done:
+        return ("partial", "; ".join(reasons)) if done < len(entries) else ("done", "")
+    if failed:
+        return "failed", "; ".join(reasons)
+    if table.pair(scale, row.side) is None:
+        return "not run", table.absent[scale].get(row.side, "no pair at this scale")
+    return "not run", "; ".join(list(dict.fromkeys(said))) or "not run yet"
+
+
+def _published(row: Row) -> tuple[PublishedRow | None, str]:
+    """The first known published row, or why there is none."""
+    for key in row.published:
+        found = published(key)
+        if found is not None:
+            return found, ""
+    if row.published:
+        return None, f"published figure unknown: {why_unknown(row.published[0])}"
+    return None, "no paper gives a figure for this row"
+
+
+def _not_exact(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    states = {f"{data['name']}: {data['state']}" for record in records for data in record["data"] if data["state"] != "exact"}
+    return tuple(sorted(states))
+
+
+def _incomparable(
+    scale: str,
+    known: PublishedRow | None,
+    figure: Figure | None,
+    unknown: str,
+    lowered: Sequence[str],
+    column: str,
+    sample: Sample,
+) -> str:
+    """Why a measured number may not be held against its published figure; empty if it may."""
+    if scale in _STAND_INS:
+        return _STAND_INS[scale]
+    if known is None:
+        return unknown
+    if figure is None:
+        return f"{known.key} gives no figure for {column}"
+    if known.unlike:
+        return f"{known.key}: {known.unlike}"
+    if lowered:
+        return f"training data not the published one ({', '.join(lowered)})"
+    for suite in sample.scores if column == AVERAGE else (column,):
+        items = sample.scores[suite].shape[2]
+        if known.items.get(suite, items) != items:
+            return f"{suite} scored on {items} items, published on {known.items[suite]}"
+    return ""
+
+
+def _compare(measured: Estimate, figure: Figure | None, margin: float) -> tuple[Verdict, str]:
+    """Equivalence by inclusion: both ends of our interval within the margin around the figure.
+
+    The published figure was scored on the very same items, so only runs vary here, not examples.
+    """
+    assert figure is not None
+    if measured.single:
+        return "inconclusive", "one training seed"
+    low, high = measured.run_low, measured.run_high
+    if low is None or high is None:  # untrained and decoded once: nothing is left to vary
+        low = high = measured.mean
+    low, high = low - figure.value, high - figure.value
+    said = f"ours - published = {measured.mean - figure.value:+.2f} [{low:+.2f}, {high:+.2f}], margin {margin:g}"
+    if -margin <= low and high <= margin:
+        return "agrees", said
+    if low > margin or high < -margin:
+        return "differs", said
+    return "inconclusive", said
+
+
+def _recovered(row: Row, samples: Mapping[str, Sample | None]) -> Estimate | None:
+    mine, student, teacher = (samples.get(key) for key in (row.key, f"{row.side}/student", f"{row.side}/teacher"))
+    if mine is None or student is None or teacher is None or not row.trained:
+        return None
+    try:
+        return statistics.recovered(mine, student, teacher)
+    except StatisticsError:  # scored on other items, say while a table is half re-run
+        return None
+
+
+# claims
+
+
+def _judge_claim(claim: Claim, table: Table, scale: str, rows: Mapping[str, RowVerdict]) -> ClaimVerdict:
+    if claim.absent:
+        return ClaimVerdict(claim, "not run", claim.absent, (), None)
+    pairs = tuple(_judge_pair(a, b, rows, len(claim.pairs)) for a, b in claim.pairs)
+    verdict, reason = _sum_up(pairs)
+    return ClaimVerdict(claim, verdict, reason, pairs, _judge_size(claim, table, scale, pairs))
+
+
+def _judge_pair(a: str, b: str, rows: Mapping[str, RowVerdict], asked: int) -> PairVerdict:
+    """One difference. To refute needs an interval corrected for the number of pairs asked (Bonferroni)."""
+    for key in (a, b):
+        if rows[key].sample is None:
+            state: Verdict = "failed" if rows[key].state == "failed" else "not run"
+            return PairVerdict(a, b, None, state, f"{key}: {rows[key].reason}")
+    first, second = rows[a].sample, rows[b].sample
+    assert first is not None and second is not None
+    try:
+        gain = statistics.difference(first, second)
+    except StatisticsError as error:
+        return PairVerdict(a, b, None, "inconclusive", str(error))
+    said = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    if gain.single:
+        return PairVerdict(a, b, gain, "inconclusive", f"{said}, one training seed")
+    if gain.low > 0:
+        return PairVerdict(a, b, gain, "agrees", said)
+    level = 1 - (1 - statistics.LEVEL) / asked
+    if statistics.difference(first, second, level=level).high < 0:
+        return PairVerdict(a, b, gain, "differs", said)
+    return PairVerdict(a, b, gain, "inconclusive", said)
+
+
+def _sum_up(pairs: Sequence[PairVerdict]) -> tuple[Verdict, str]:
+    """Verdict over all pairs: refuted by one, held by all."""
+    count = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in VERDICTS}
+    gains = [pair.gain.mean for pair in pairs if pair.gain is not None]
+    said = f"holds in {count['agrees']} of {len(pairs)} pairs"
+    if gains:
+        said += f", gains {min(gains):+.2f} to {max(gains):+.2f}"
+    verdict = next(v for v in ("differs", "failed", "not run", "inconclusive", "agrees") if count[v])
+    culprits = [f"{pair.a} - {pair.b}: {pair.reason}" for pair in pairs if pair.verdict == verdict]
+    if verdict == "agrees":
+        return verdict, said
+    more = f" (and {len(culprits) - 1} more)" if len(culprits) > 1 else ""
+    return verdict, f"{said}; {culprits[0]}{more}"  # type: ignore[return-value]
+
+
+def _judge_size(
+    claim: Claim, table: Table, scale: str, pairs: Sequence[PairVerdict]
+) -> tuple[Verdict, str] | None:
+    """The published range of gains against ours: every gain's interval within the range widened by the margin."""
+    if claim.size is None:
+        return None
+    low, high = claim.size
+    said = f"published gains {low:+.2f} to {high:+.2f}"
+    if scale in _STAND_INS:
+        return "not comparable", f"{said}; {_STAND_INS[scale]}"
+    gains = [pair.gain for pair in pairs if pair.gain is not None]
+    if len(gains) < len(pairs):
+        return "not run", f"{said}; {len(gains)} of {len(pairs)} pairs measured"
+    if any(gain.single for gain in gains):
+        return "inconclusive", f"{said}; one training seed"
+    low, high = low - table.margin.average, high + table.margin.average
+    said += f", ours {min(g.mean for g in gains):+.2f} to {max(g.mean for g in gains):+.2f}, margin {table.margin.average:g}"
+    if all(low <= gain.low and gain.high <= high for gain in gains):
+        return "agrees", said
+    if any(gain.high < low or gain.low > high for gain in gains):
+        return "differs", said
+    return "inconclusive", said
+
+
+def _census(rows: Mapping[str, RowVerdict], claims: Sequence[ClaimVerdict]) -> Census:
+    cells = [cell for row in rows.values() for cell in row.cells.values()]
+    figures = [cell.figure for cell in cells if cell.figure is not None]
+    status = {name: sum(figure.status == name for figure in figures) for name in ("primary", "secondary", "unverified")}
+    return Census(
+        cells=len(cells),
+        measured=sum(cell.measured is not None for cell in cells),
+        compared=sum(cell.measured is not None and cell.verdict in COMPARED for cell in cells),
+        figures=len(figures),
+        verified=status["primary"],
+        secondary=status["secondary"],
+        unverified=status["unverified"],
+        unknown=len(cells) - len(figures),
+        verdicts={verdict: sum(cell.verdict == verdict for cell in cells) for verdict in VERDICTS},
+        claims={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+    )

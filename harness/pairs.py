@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.cells import Group
-
-Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross", "maths", "code"]
+Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross"]
 ARROW = "->"
 
 
@@ -32,8 +30,7 @@ class PairSpec:
     teacher: str  #: model reference
     student: str
     same_vocabulary: bool | None  #: None: only the tokenizers can tell
-    recipe: Recipe
-    group: Group = "instructions"
+    recipe: Recipe  #: for the group instructions; maths and code have one setting each
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,11 @@ class ModelFacts:
     note: str = ""  #: what the published runs did to it first, when that is not the bare model
 
 
-def _pair(name: str, models: str, recipe: Recipe, *, same: bool) -> PairSpec:
-    """``models`` is "teacher -> student", written with the scale's prefix (none at paper scale)."""
+def _pair(name: str, models: str, table: Literal["table1", "table2"], *, same: bool) -> PairSpec:
+    """``models`` is "teacher -> student"; the name begins with the scale."""
     teacher, student = models.split(f" {ARROW} ")
-    scale = next((scale for scale in ("tiny", "small") if teacher.startswith(f"{scale}:")), "paper")
-    group: Group = recipe if recipe in ("maths", "code") else "instructions"  # type: ignore[assignment]
-    return PairSpec(name, scale, teacher, student, same, recipe, group)
+    recipe: Recipe = f"{table}-{'same' if same else 'cross'}"  # type: ignore[assignment]
+    return PairSpec(name, name.partition("/")[0], teacher, student, same, recipe)
 
 
 _GPT2, _TINYLLAMA = "openai-community/gpt2", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
@@ -62,28 +58,27 @@ _MATHS, _CODE = "Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Coder-7B"
 _GPT2_XL = "openai-community/gpt2-xl"
 
 _ALL = (
-    _pair("tiny-bpe-same", "tiny:teacher-bpe -> tiny:student-bpe", "table1-same", same=True),
-    _pair("tiny-bpe-cross", "tiny:teacher-sp -> tiny:student-bpe", "table1-cross", same=False),
-    _pair("tiny-sp-same", "tiny:teacher-sp -> tiny:student-sp", "table2-same", same=True),
-    _pair("tiny-sp-cross", "tiny:teacher-bpe -> tiny:student-sp", "table2-cross", same=False),
-    _pair("tiny-maths-same", "tiny:teacher-maths -> tiny:student-bpe", "maths", same=True),
-    _pair("tiny-maths-cross", "tiny:teacher-maths -> tiny:student-sp", "maths", same=False),
-    _pair("tiny-code-same", "tiny:teacher-code -> tiny:student-bpe", "code", same=True),
-    _pair("tiny-code-cross", "tiny:teacher-code -> tiny:student-sp", "code", same=False),
-    _pair("small-smollm2-same", "small:smollm2-135m -> small:smollm2-10l", "table1-same", same=True),
-    _pair("small-minimind2", "small:smollm2-135m -> small:minimind2-small", "table1-cross", same=False),
-    _pair("small-tinyllama", "small:tinyllama-1.1b-chat -> small:stories15m", "table2-same", same=True),
-    _pair("small-smollm2-stories", "small:smollm2-135m -> small:stories15m", "table2-cross", same=False),
-    _pair("small-maths-cross", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "maths", same=False),
-    _pair("small-code-cross", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "code", same=False),
-    _pair("gpt2xl-gpt2", f"{_GPT2_XL} -> {_GPT2}", "table1-same", same=True),
-    _pair("qwen1.5-gpt2", f"Qwen/Qwen1.5-1.8B -> {_GPT2}", "table1-cross", same=False),
-    _pair("llama2-tinyllama", f"meta-llama/Llama-2-7b-hf -> {_TINYLLAMA}", "table2-same", same=True),
-    _pair("mistral-tinyllama", f"mistralai/Mistral-7B-v0.1 -> {_TINYLLAMA}", "table2-cross", same=False),
-    _pair("qwen2.5-math-same", f"{_MATHS} -> {_QWEN25}", "maths", same=True),
-    _pair("qwen2.5-math-llama3.2", f"{_MATHS} -> {_LLAMA32}", "maths", same=False),
-    _pair("qwen2.5-coder-same", f"{_CODE} -> {_QWEN25}", "code", same=True),
-    _pair("qwen2.5-coder-llama3.2", f"{_CODE} -> {_LLAMA32}", "code", same=False),
+    _pair("tiny/bpe-same", "tiny:teacher-bpe -> tiny:student-bpe", "table1", same=True),
+    _pair("tiny/bpe-cross", "tiny:teacher-sp -> tiny:student-bpe", "table1", same=False),
+    _pair("tiny/sp-same", "tiny:teacher-sp -> tiny:student-sp", "table2", same=True),
+    _pair("tiny/sp-cross", "tiny:teacher-bpe -> tiny:student-sp", "table2", same=False),
+    _pair("tiny/maths-same", "tiny:teacher-bpe-maths -> tiny:student-bpe", "table1", same=True),
+    _pair("tiny/maths-cross", "tiny:teacher-bpe-maths -> tiny:student-sp", "table1", same=False),
+    _pair("tiny/code-same", "tiny:teacher-bpe-code -> tiny:student-bpe", "table1", same=True),
+    _pair("tiny/code-cross", "tiny:teacher-bpe-code -> tiny:student-sp", "table1", same=False),
+    _pair("small/smollm2-same", "small:smollm2-135m -> small:smollm2-10l", "table1", same=True),
+    _pair("small/smollm2-stories", "small:smollm2-135m -> small:stories15m", "table1", same=False),
+    _pair("small/tinyllama-stories", "small:tinyllama-1.1b-chat -> small:stories15m", "table2", same=True),
+    _pair("small/smollm2-minimind2", "small:smollm2-135m -> small:minimind2-small", "table2", same=False),
+    _pair("small/qwen-smollm2", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "table1", same=False),
+    _pair("paper/gpt2-same", f"{_GPT2_XL} -> {_GPT2}", "table1", same=True),
+    _pair("paper/gpt2-cross", f"Qwen/Qwen1.5-1.8B -> {_GPT2}", "table1", same=False),
+    _pair("paper/tinyllama-same", f"meta-llama/Llama-2-7b-hf -> {_TINYLLAMA}", "table2", same=True),
+    _pair("paper/tinyllama-cross", f"mistralai/Mistral-7B-v0.1 -> {_TINYLLAMA}", "table2", same=False),
+    _pair("paper/math-same", f"{_MATHS} -> {_QWEN25}", "table1", same=True),
+    _pair("paper/math-cross", f"{_MATHS} -> {_LLAMA32}", "table1", same=False),
+    _pair("paper/code-same", f"{_CODE} -> {_QWEN25}", "table1", same=True),
+    _pair("paper/code-cross", f"{_CODE} -> {_LLAMA32}", "table1", same=False),
 )
 PAIRS: dict[str, PairSpec] = {pair.name: pair for pair in _ALL}
 
@@ -118,9 +113,9 @@ def of_scale(scale: str) -> list[PairSpec]:
     return [pair for pair in PAIRS.values() if pair.scale == scale]
 
 
-def own(teacher: str, student: str, scale: str, group: Group) -> PairSpec:
+def own(teacher: str, student: str, scale: str) -> PairSpec:
     """A user's own pair; its name says everything, so that a worker can find it by the name alone."""
-    return _parse_own(f"{scale}/{group}:{_absolute(teacher)}{ARROW}{_absolute(student)}")
+    return _parse_own(f"{scale}:{_absolute(teacher)}{ARROW}{_absolute(student)}")
 
 
 def is_local(ref: str) -> bool:
@@ -129,15 +124,12 @@ def is_local(ref: str) -> bool:
 
 
 def _parse_own(name: str) -> PairSpec:
-    head, _, models = name.partition(":")
-    scale, _, group = head.partition("/")
+    scale, _, models = name.partition(":")
     teacher, _, student = models.partition(ARROW)
-    known = scale in ("tiny", "small", "paper") and group in ("instructions", "maths", "code")
-    if not (known and teacher and student):
-        raise PairError(f"{name!r} is no pair (SCALE/GROUP:TEACHER{ARROW}STUDENT)")
+    if scale not in ("tiny", "small", "paper") or not (teacher and student):
+        raise PairError(f"{name!r} is no pair (SCALE:TEACHER{ARROW}STUDENT)")
     same = _same_vocabulary(teacher, student)
-    recipe: Recipe = {"maths": "maths", "code": "code"}.get(group, "table1-same" if same else "table1-cross")  # type: ignore[assignment]
-    return PairSpec(name, scale, teacher, student, same, recipe, group)  # type: ignore[arg-type]
+    return PairSpec(name, scale, teacher, student, same, "table1-cross" if same is False else "table1-same")
 
 
 def _absolute(ref: str) -> str:

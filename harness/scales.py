@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.cells import Decoding, Group, Lora, Training
-from harness.pairs import Recipe
+from harness.pairs import PairSpec
 
 SCALES = ("tiny", "small", "paper")
 
@@ -49,21 +49,26 @@ class DataFacts:
 #: Training sets by name. The maths and code samples of the papers are lost at source, so another draw
 #: of the same size stands in for them and nothing made from it is comparable with the published figures.
 DATA: dict[str, DataFacts] = {
-    "dolly": DataFacts(11_435, 190, "exact"),
-    "dolly-dev": DataFacts(1_000, 190, "re-sampled"),
-    "gsm8k": DataFacts(7_473, 190, "exact"),
-    "metamathqa-50k": DataFacts(50_000, 300, "re-sampled"),
-    "magicoder-python-10k": DataFacts(10_000, 420, "re-sampled"),
-    "mbpp-train": DataFacts(374, 150, "exact"),
-    "tiny-instructions": DataFacts(1_600, 40, "generated"),
-    "tiny-maths": DataFacts(1_600, 60, "generated"),
-    "tiny-code": DataFacts(1_600, 60, "generated"),
+    "dolly/train": DataFacts(11_435, 190, "exact"),
+    "dolly/dev": DataFacts(1_000, 190, "re-sampled"),
+    "gsm8k/train": DataFacts(7_473, 190, "exact"),
+    "metamathqa/train": DataFacts(50_000, 300, "re-sampled"),
+    "magicoder/train": DataFacts(10_000, 420, "re-sampled"),
+    "mbpp/train": DataFacts(374, 150, "exact"),
+    "train/instructions": DataFacts(400, 40, "generated"),
+    "train/maths": DataFacts(400, 60, "generated"),
+    "train/code": DataFacts(300, 60, "generated"),
+}
+
+#: Suites that a scale does not have, and why.
+ABSENT: dict[tuple[str, str], str] = {
+    ("tiny", "math500"): "the generated world has one maths suite, in the manner of GSM8K",
 }
 
 #: Training seeds when the command line names none. The papers trained once, with seed 10.
 DEFAULT_SEEDS: dict[str, tuple[int, ...]] = {"tiny": (1, 2, 3), "small": (1,), "paper": (10,)}
 
-_TINY = Training(examples=None, epochs=3, batch=16, micro_batch=16, lr=1e-3, max_length=128, max_prompt=64)
+_TINY = Training(examples=None, epochs=12, batch=16, micro_batch=16, lr=1e-3, max_length=128, max_prompt=64)
 _TINY_LORA = dataclasses.replace(_TINY, lora=Lora(rank=32, alpha=32, dropout=0.0))
 _TINY_DECODING = Decoding(max_new_tokens=40, max_length=128)
 _TINY_GREEDY = dataclasses.replace(_TINY_DECODING, temperature=0.0)
@@ -82,50 +87,46 @@ _PAPER_DECODING = Decoding(no_repeat_ngram=6, max_new_tokens=512, seeds=(10, 20,
 _PAPER_GREEDY = Decoding(temperature=0.0, max_new_tokens=1024, max_length=2048)
 _UNNI = (("unni", 10_000),)
 
-SETTINGS: dict[tuple[str, Recipe], Setting] = {
-    ("tiny", "table1-same"): Setting(_TINY, _TINY_DECODING, "tiny-instructions", limit=100),
-    ("tiny", "table1-cross"): Setting(_TINY, _TINY_DECODING, "tiny-instructions", limit=100),
-    ("tiny", "table2-same"): Setting(_TINY_LORA, _TINY_DECODING, "tiny-instructions", limit=100),
-    ("tiny", "table2-cross"): Setting(_TINY_LORA, _TINY_DECODING, "tiny-instructions", limit=100),
-    ("tiny", "maths"): Setting(_TINY, _TINY_GREEDY, "tiny-maths", limit=100),
-    ("tiny", "code"): Setting(_TINY, _TINY_GREEDY, "tiny-code", limit=100),
-    ("small", "table1-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
-    ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
-    ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
-    ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
-    ("small", "maths"): Setting(dataclasses.replace(_SMALL, examples=1000), _SMALL_GREEDY, "gsm8k", limit=50),
-    ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp-train", limit=50),
-    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly", limits=_UNNI),
-    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly", limits=_UNNI),
-    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly", limits=_UNNI),
-    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly", limits=_UNNI),
-    ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa-50k"),
+SETTINGS: dict[tuple[str, str], Setting] = {
+    ("tiny", "table1-same"): Setting(_TINY, _TINY_DECODING, "train/instructions", limit=100),
+    ("tiny", "table1-cross"): Setting(_TINY, _TINY_DECODING, "train/instructions", limit=100),
+    ("tiny", "table2-same"): Setting(_TINY_LORA, _TINY_DECODING, "train/instructions", limit=100),
+    ("tiny", "table2-cross"): Setting(_TINY_LORA, _TINY_DECODING, "train/instructions", limit=100),
+    ("tiny", "maths"): Setting(_TINY, _TINY_GREEDY, "train/maths", limit=100),
+    ("tiny", "code"): Setting(_TINY, _TINY_GREEDY, "train/code", limit=100),
+    ("small", "table1-same"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
+    ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
+    ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
+    ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
+    ("small", "maths"): Setting(dataclasses.replace(_SMALL, examples=1000), _SMALL_GREEDY, "gsm8k/train", limit=50),
+    ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp/train", limit=50),
+    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
+    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
+    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train", limits=_UNNI),
+    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train", limits=_UNNI),
+    ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa/train"),
     ("paper", "code"): Setting(
-        dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder-python-10k"
+        dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder/train"
     ),
 }
 
 #: Where the released scripts give one method another setting than its table: (scale, recipe, method name).
-METHOD_SETTINGS: dict[tuple[str, Recipe, str], Mapping[str, int]] = {
+METHOD_SETTINGS: dict[tuple[str, str, str], Mapping[str, int]] = {
     ("paper", "table1-cross", "dskd-cma-ga"): {"batch": 8},
     ("paper", "table1-same", "dskd-v2"): {"batch": 64},
     ("paper", "code", "dskd-eta"): {"batch": 32},
 }
 
 
-def setting(scale: str, recipe: Recipe, overrides: Mapping[str, float] | None = None, method: str = "") -> Setting:
-    """The setting of a recipe at a scale, as the released script of ``method`` has it, then overridden."""
-    found = SETTINGS[scale, recipe]
-    special = METHOD_SETTINGS.get((scale, recipe, method), {})
+def setting(pair: PairSpec, group: Group, method: str = "", overrides: Mapping[str, float] | None = None) -> Setting:
+    """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it, then overridden."""
+    recipe = pair.recipe if group == "instructions" else group
+    found = SETTINGS[pair.scale, recipe]
+    special: Mapping[str, Any] = METHOD_SETTINGS.get((pair.scale, recipe, method), {})
     found = dataclasses.replace(found, training=dataclasses.replace(found.training, **special))
     for name, value in (overrides or {}).items():
         found = _OVERRIDES[name](found, value)
     return found
-
-
-def group_of(recipe: Recipe) -> Group:
-    """The group of suites that a recipe is scored on."""
-    return {"maths": "maths", "code": "code"}.get(recipe, "instructions")  # type: ignore[return-value]
 
 
 def parse_overrides(text: str) -> dict[str, float]:

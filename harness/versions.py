@@ -9,4 +9,3 @@ from __future__ import annotations
 
 TRAINER = 1  #: harness/train.py, harness/data.py, harness/teacher.py
 DECODER = 1  #: evals/decoding.py, evals/prompts.py
-TINY = 1  #: evals/world and harness/tiny.py: texts, tokenizers and models of scale tiny

@@ -53,7 +53,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` is differentiated; ``terms`` are detached scalars for the log, already weighted."""
+    """``total`` is differentiated; ``terms`` are detached scalars for the log, already weighted.
+
+    Names: ``ce`` is the student's cross-entropy on gold labels, a name beginning with ``kd`` is a
+    divergence from the teacher (0 where student and teacher agree), others are free. They sum to total.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]

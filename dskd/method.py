@@ -51,7 +51,8 @@ class Entry:
     released: str = ""  #: where released codes differ from this
     variants: Mapping[str, str] = field(default_factory=dict)  #: variant -> what it changes
     divergences: bool = False  #: takes a /divergence
-    exceptions: Mapping[str, str] = field(default_factory=dict)  #: conformance property broken by definition -> why
+    #: conformance property broken by definition (``check`` or ``check@variant``) -> why
+    exceptions: Mapping[str, str] = field(default_factory=dict)
     version: int = 1  #: raised whenever the numbers it produces change
 
 
@@ -88,7 +89,8 @@ class Spec:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
             raise MethodError(f"{text!r} gives an option twice")
-        return cls(match["name"], match["variant"] or "", match["divergence"] or "", tuple(sorted((k, v) for k, v in pairs)))
+        options = tuple(sorted((key, value) for key, value in pairs))
+        return cls(match["name"], match["variant"] or "", match["divergence"] or "", options)
 
     def __str__(self) -> str:
         variant = f"@{self.variant}" if self.variant else ""
@@ -103,11 +105,12 @@ class Method:
     parts also ``build``. It holds no state of its own: what is trained lives in the parts.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[Any]] = Options
 
     def __init__(self, spec: Spec, entry: Entry) -> None:
         if spec.variant and spec.variant not in entry.variants:
-            raise MethodError(f"{entry.name} has no variant {spec.variant!r}" + _nearest(spec.variant, entry.variants))
+            near = _nearest(spec.variant, entry.variants)
+            raise MethodError(f"{entry.name} has no variant {spec.variant!r}{near}")
         if spec.divergence and not entry.divergences:
             raise MethodError(f"{entry.name} takes no divergence (got {spec.divergence!r})")
         self.spec, self.entry = spec, entry
@@ -188,7 +191,8 @@ def register(*entries: Entry) -> Callable[[M], M]:
     def add(cls: M) -> M:
         for entry in entries:
             if entry.name in _REGISTRY:
-                raise MethodError(f"a method named {entry.name!r} is registered already ({_REGISTRY[entry.name][1].__module__})")
+                owner = _REGISTRY[entry.name][1].__module__
+                raise MethodError(f"a method named {entry.name!r} is registered already ({owner})")
             _REGISTRY[entry.name] = (entry, cls)
         return cls
 

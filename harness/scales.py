@@ -74,6 +74,7 @@ _TINY_DECODING = Decoding(max_new_tokens=40, max_length=128)
 _TINY_GREEDY = dataclasses.replace(_TINY_DECODING, temperature=0.0)
 
 _SMALL = Training(examples=None, epochs=1, batch=16, micro_batch=4, lr=2e-4, precision="bf16")
+_SMALL_MATHS = dataclasses.replace(_SMALL, examples=1000)
 _SMALL_DECODING = Decoding(max_new_tokens=128, no_repeat_ngram=6)
 _SMALL_GREEDY = Decoding(temperature=0.0, max_new_tokens=256)
 
@@ -98,7 +99,7 @@ SETTINGS: dict[tuple[str, str], Setting] = {
     ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
     ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
     ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
-    ("small", "maths"): Setting(dataclasses.replace(_SMALL, examples=1000), _SMALL_GREEDY, "gsm8k/train", limit=50),
+    ("small", "maths"): Setting(_SMALL_MATHS, _SMALL_GREEDY, "gsm8k/train", limit=50),
     ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp/train", limit=50),
     ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
     ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
@@ -118,8 +119,10 @@ METHOD_SETTINGS: dict[tuple[str, str, str], Mapping[str, int]] = {
 }
 
 
-def setting(pair: PairSpec, group: Group, method: str = "", overrides: Mapping[str, float] | None = None) -> Setting:
-    """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it, then overridden."""
+def setting(
+    pair: PairSpec, group: Group, method: str = "", overrides: Mapping[str, float] | None = None
+) -> Setting:
+    """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it, overridden."""
     recipe = pair.recipe if group == "instructions" else group
     found = SETTINGS[pair.scale, recipe]
     special: Mapping[str, Any] = METHOD_SETTINGS.get((pair.scale, recipe, method), {})

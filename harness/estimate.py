@@ -1,0 +1,111 @@
+"""What a cell will cost, from what earlier cells of its kind did cost or from its arithmetic.
+
+The arithmetic is for GPUs of the A100's kind and says so: 2 FLOPs per parameter and token forward, 4
+backward (2 with frozen weights under LoRA), the teacher forward once; training at 35 % and decoding at
+2 % of 312 TFLOP/s. It is meant to be right within a factor of two.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.cells import Cell
+from harness.pairs import MODELS, PairSpec
+from harness.scales import DATA
+
+PEAK_FLOPS = 312e12
+TRAIN_SHARE, DECODE_SHARE = 0.35, 0.02
+ANSWER_TOKENS, PROMPT_TOKENS, SUITE_ITEMS = 120, 120, 500
+ITEMS = {
+    "dolly": 500, "self-inst": 242, "vicuna": 80, "s-ni": 1694, "unni": 10_000,
+    "gsm8k": 1319, "math500": 500, "humaneval": 164, "mbpp": 500,
+}  # fmt: skip
+
+#: Seconds on one core (tiny) or one machine (small) before any record says better: (training, scoring).
+FIRST_GUESS = {"tiny": (70.0, 25.0), "small": (900.0, 600.0)}
+
+
+@dataclass
+class History:
+    """Seconds that finished cells took, by what they have in common with the next one."""
+
+    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[dict[str, Any]]) -> History:
+        """Gather from finished records; those without a cost say nothing."""
+        history = cls()
+        for record in records:
+            cost, spec = record.get("cost") or {}, record["spec"]
+            spent = float(cost.get("train_seconds") or 0) + float(cost.get("decode_seconds") or 0)
+            if record["status"] == "done" and spent > 0:
+                for key in _keys(spec["scale"], spec["pair"], spec["method"], spec["training"] is not None):
+                    history.seconds.setdefault(key, []).append(spent)
+        return history
+
+    def guess(self, cell: Cell) -> float:
+        """Seconds: the median of the most similar finished cells, else a first guess."""
+        for key in _keys(cell.scale, cell.pair, cell.method, cell.training is not None):
+            if key in self.seconds:
+                return statistics.median(self.seconds[key])
+        train, score = FIRST_GUESS.get(cell.scale, (0.0, 0.0))
+        return score + (train if cell.training is not None else 0.0)
+
+
+def _keys(scale: str, pair: str, method: str, trained: bool) -> list[tuple[str, ...]]:
+    """From the most to the least similar."""
+    kind = "trained" if trained else "untrained"
+    return [(scale, pair, method), (scale, pair, kind), (scale, kind)]
+
+
+def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
+    """A100 hours of one cell; None for models whose size is not known here."""
+    student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
+    if student is None or teacher is None:
+        return None
+    flops = 0.0
+    if cell.training is not None:
+        facts = DATA.get(cell.data)
+        examples = cell.training.examples or (facts.examples if facts else 10_000)
+        tokens = examples * (facts.tokens if facts else 200)
+        per_token = (4 if cell.training.lora else 6) * student.parameters
+        flops += tokens * (per_token * cell.training.epochs + 2 * teacher.parameters) / TRAIN_SHARE
+        if cell.training.checkpoint != "last":
+            flops += _decode_flops(DATA["dolly/dev"].examples * cell.training.epochs, student.parameters)
+    size = teacher.parameters if cell.method == "teacher" else student.parameters
+    items = sum(run.limit or ITEMS.get(run.name, SUITE_ITEMS) for run in cell.suites)
+    flops += _decode_flops(items * len(cell.decoding.seeds), size)
+    return flops / PEAK_FLOPS / 3600
+
+
+def _decode_flops(answers: int, parameters: float) -> float:
+    return answers * (ANSWER_TOKENS + PROMPT_TOKENS) * 2 * parameters / DECODE_SHARE
+
+
+def gpu_gib(cell: Cell, pair: PairSpec) -> float | None:
+    """GiB on one GPU at the dearer of two moments: the teacher reading, the student training.
+
+    The teacher takes 2 bytes per parameter. The student takes 16 (fp32 weights, gradients, two moments), or
+    4 under LoRA, and 34 bytes per token, layer and unit of width for what the backward pass keeps.
+    """
+    student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
+    if student is None or teacher is None:
+        return None
+    reading = 2 * teacher.parameters
+    if cell.training is None:
+        return (reading if cell.method == "teacher" else 2 * student.parameters) / 2**30
+    kept = cell.training.micro_batch * cell.training.max_length * student.layers * student.width * 34
+    training = (4 if cell.training.lora else 16) * student.parameters + kept
+    return max(reading, training) / 2**30
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,448 @@
+"""From a request to cells: which there are, which are finished, and which cannot run and why.
+
+Nothing here loads a model or torch, so a plan is made in well under a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from dskd import method as methods
+from dskd.divergences import ENTRIES as DIVERGENCES
+from dskd.method import Method, MethodError, Spec
+from harness import estimate, pairs, scales, tables, versions
+from harness.cells import UNTRAINED, Cell, SuiteRun
+from harness.estimate import History
+from harness.pairs import PairSpec
+from harness.provenance import gpus
+from harness.store import Store, StoreError
+from harness.tables import Row, Side, Table
+
+
+class PlanError(ValueError):
+    """A request that names something which does not exist."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    scale: str
+    tables: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()  #: rows to keep (addresses, names, labels), or the rows of an own pair
+    pairs: tuple[str, ...] = ()  #: pairs to keep: names or sides
+    seeds: tuple[int, ...] = ()  #: training seeds; empty takes the scale's
+    budget: Mapping[str, float] = field(default_factory=dict)
+    teacher: str | None = None  #: a pair of the user's own
+    student: str | None = None
+    data: Path | None = None
+    cache: Path = Path(".cache")
+    reference: bool = False  #: plain heads instead of tiled ones
+
+
+State = Literal["done", "run", "refused"]
+
+
+@dataclass
+class Step:
+    """A cell with its state. A refused one has the reason."""
+
+    cell: Cell
+    pair: PairSpec
+    state: State
+    reason: str = ""
+    seconds: float = 0.0  #: estimate; 0 where there is nothing to do or to go by
+    rows: list[str] = field(default_factory=list)  #: "table side/method", wherever it is shown
+
+
+@dataclass
+class Plan:
+    """All cells of a request, each once, in the order they should run."""
+
+    request: Request
+    tables: list[Table]
+    steps: list[Step]
+    absent: list[str]  #: sides and suites that no cell stands for, with the reason
+
+    def of(self, state: State) -> list[Step]:
+        """The steps in one state."""
+        return [step for step in self.steps if step.state == state]
+
+    @property
+    def builds(self) -> list[str]:
+        """Models of scale tiny that the cells to run need, each once."""
+        refs = [ref for step in self.of("run") for ref in _refs(step.cell.method, step.pair)]
+        return [ref for ref in dict.fromkeys(refs) if ref.startswith("tiny:")]
+
+    def cells(self, table: Table, side: Side, address: str) -> list[Step]:
+        """The steps behind a row, by seed."""
+        return [step for step in self.steps if f"{table.id} {side}/{address}" in step.rows]
+
+
+def make(request: Request, store: Store) -> Plan:
+    """The plan of a request. PlanError, MethodError, TableError or PairError where it names what is not."""
+    chosen = _tables(request)
+    rows = _select(chosen, request.methods) if request.teacher is None else [(t, row) for t in chosen for row in t.rows]
+    steps: dict[str, Step] = {}
+    absent: list[str] = []
+    used: set[str] = set()
+    for table, row in rows:
+        pair = _pair_of(table, row.side, request, absent)
+        if pair is None or not _wanted(pair, row.side, request.pairs, used):
+            continue
+        for step in _steps(table, row, pair, request, absent):
+            known = steps.setdefault(step.cell.id, step)
+            known.rows.append(f"{table.id} {row.key}")
+    unused = [name for name in request.pairs if name not in used]
+    if unused:
+        raise PlanError(_no_pair(unused[0], request.scale, chosen))
+    _settle(steps.values(), store, request)
+    return Plan(request, chosen, _ordered(list(steps.values())), list(dict.fromkeys(absent)))
+
+
+# which tables, rows and pairs
+
+
+def _tables(request: Request) -> list[Table]:
+    named = [tables.load(name) for name in request.tables]
+    chosen = list({table.id: table for table in named}.values())
+    if request.teacher is None or request.student is None:
+        return chosen
+    if len(chosen) > 1:
+        raise PlanError("an own pair is scored on the suites of one table at a time")
+    return [own_table(request, chosen[0] if chosen else tables.load("1"), bool(chosen))]
+
+
+def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
+    """A table for a user's own pair: the suites of ``base``, and the methods asked for (or the base's rows)."""
+    pair = pairs.own(str(request.teacher), str(request.student), request.scale)
+    side: Side = "cross" if pair.same_vocabulary is False else "same"
+    if request.methods:
+        asked = [Row(text, _canonical(text), side, ()) for text in request.methods]
+    elif rows_of_base:
+        asked = [Row(row.label, row.method, side, ()) for row in base.rows if row.side == side]
+    else:
+        raise PlanError("an own pair needs --methods (say sft,kl,dskd-v2/kl) or --table, whose rows are taken")
+    ends = [Row("Teacher", "teacher", side, ()), Row("Student before training", "student", side, ())]
+    rows = {row.method: row for row in (*ends, *asked)}
+    return dataclasses.replace(
+        base,
+        id="own",
+        title=f"{request.teacher} to {request.student}, suites of table {base.id}",
+        paper="",
+        aliases=(),
+        pairs={scale: {side: pair.name} for scale in scales.SCALES},
+        absent={scale: {} for scale in scales.SCALES},
+        rows=tuple(rows.values()),
+        claims=(),
+    )
+
+
+def _canonical(text: str) -> str:
+    """The canonical address; the method must exist."""
+    if text in UNTRAINED:
+        return text
+    return str(methods.create(text).spec)
+
+
+def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table, Row]]:
+    """Rows that a word names: by label, by address, or by the method's bare name."""
+    rows = [(table, row) for table in chosen for row in table.rows]
+    if not wanted:
+        return rows
+    kept: set[int] = set()
+    for word in wanted:
+        hits = [number for number, (_, row) in enumerate(rows) if _names(word, row)]
+        if not hits:
+            names = {text for _, row in rows for text in (row.method, row.label)}
+            raise PlanError(f"no row is {word!r}" + tables.nearest(word, names))
+        kept.update(hits)
+    return [pair for number, pair in enumerate(rows) if number in kept]
+
+
+def _names(word: str, row: Row) -> bool:
+    if word.casefold() == row.label.casefold() or word == row.method:
+        return True
+    try:
+        spec = Spec.parse(word)
+    except MethodError:
+        return False
+    return str(spec) == row.method or (word == spec.name and word == Spec.parse(row.method).name)
+
+
+def _pair_of(table: Table, side: Side, request: Request, absent: list[str]) -> PairSpec | None:
+    name = table.pair(request.scale, side)
+    if name is None:
+        absent.append(f"table {table.id}, {side} vocabulary: {table.absent[request.scale][side]}")
+        return None
+    return pairs.get(name)
+
+
+def _wanted(pair: PairSpec, side: Side, wanted: Sequence[str], used: set[str]) -> bool:
+    names = {pair.name, pair.name.partition("/")[2], side}
+    used.update(names & set(wanted))
+    return not wanted or bool(names & set(wanted))
+
+
+def _no_pair(name: str, scale: str, chosen: Sequence[Table]) -> str:
+    known = {pair for table in chosen for pair in table.pairs[scale].values()} | {"same", "cross"}
+    return f"no pair of these tables at scale {scale} is {name!r}" + tables.nearest(name, known)
+
+
+# cells
+
+
+def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: list[str]) -> Iterable[Step]:
+    """The cells of a row: one per training seed, or one alone where nothing is trained."""
+    method, refusal = _method(row.method, pair)
+    seeds = (request.seeds or scales.DEFAULT_SEEDS[request.scale]) if row.trained else (0,)
+    setting = scales.setting(pair, table.group, Spec.parse(row.method).name, request.budget)
+    suites, missing = _suites(table, setting, request)
+    absent.extend(missing)
+    for seed in seeds:
+        cell = Cell(
+            scale=request.scale,
+            pair=pair.name,
+            method=row.method,
+            seed=seed,
+            group=table.group,
+            training=setting.training if row.trained else None,
+            decoding=setting.decoding,
+            suites=suites,
+            data=_training_set(setting.data, request) if row.trained else "",
+            versions=_versions(method, pair, row, request),
+        )
+        state: State = "refused" if refusal else "run"
+        yield Step(cell, pair, state, refusal)
+
+
+def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
+    """The method, and why it cannot serve the pair (empty if it can)."""
+    if address in UNTRAINED:
+        return None, ""
+    try:
+        method = methods.create(address)
+        if pair.same_vocabulary is not None:
+            method.check(pair.same_vocabulary)
+    except MethodError as error:
+        return None, str(error)
+    return method, ""
+
+
+def _suites(table: Table, setting: scales.Setting, request: Request) -> tuple[tuple[SuiteRun, ...], list[str]]:
+    """The suites that can be scored, and a line for each that cannot."""
+    runs, missing = [], []
+    for name in table.suites:
+        why = scales.ABSENT.get((request.scale, name)) or _suite_missing(name, request)
+        if why:
+            missing.append(f"suite {name}: {why}")
+        else:
+            runs.append(SuiteRun(name, suite_version(name), setting.limit_of(name)))
+    return tuple(runs), missing
+
+
+def suite_version(name: str) -> int:
+    """Version of a suite's data, prompt and metric."""
+    from evals import suites
+
+    return suites.get(name).version
+
+
+def _suite_missing(name: str, request: Request) -> str:
+    """Why a suite's file cannot be read (empty if it can; the tiny world is made when needed)."""
+    if request.scale == "tiny":
+        return ""
+    from evals import suites
+
+    root = data_root(request)
+    if root is None:
+        return f"no data; {DATA_REMEDY}"
+    file = suites.file_of(suites.get(name), root)
+    return "" if file.is_file() else f"{file} is not there; {DATA_REMEDY}"
+
+
+DATA_REMEDY = "give a folder with --data, or run `python reproduce.py --fetch small`"
+
+
+def data_root(request: Request) -> Path | None:
+    """Folder of suites and training files of the real scales; None without one."""
+    from harness import sources
+
+    try:
+        return sources.data_root(request.cache, request.data)
+    except (OSError, ValueError):
+        return None
+
+
+def _training_set(name: str, request: Request) -> str:
+    """The scale's training set; for an own pair, ``train.jsonl`` of the user's folder if there is one."""
+    if request.teacher is not None and request.data is not None:
+        file = (request.data / "train.jsonl").resolve()
+        if file.is_file():
+            return str(file)
+    return name
+
+
+def _versions(
+    method: Method | None, pair: PairSpec, row: Row, request: Request
+) -> tuple[tuple[str, int], ...]:
+    """Whatever can move a number beside the settings: code by version, the user's files by content."""
+    found = {"decoder": versions.DECODER}
+    if row.trained:
+        found["trainer"] = versions.TRAINER
+        if request.reference:
+            found["reference-heads"] = 1
+    if method is not None:
+        found["method"] = method.entry.version
+        base = method.spec.divergence.partition("@")[0]
+        if base in DIVERGENCES:
+            found["divergence"] = DIVERGENCES[base].version
+    if request.scale == "tiny":
+        found |= _tiny_versions()
+    for ref in _refs(row.method, pair):
+        if not ref.startswith("tiny:") and (path := resolve(ref, request.cache)[0]) is not None:
+            found[f"files of {ref}"] = fingerprint(path)
+    return tuple(sorted(found.items()))
+
+
+def _tiny_versions() -> dict[str, int]:
+    from evals.world import WORLD_VERSION
+    from harness.tiny import TINY_VERSION
+
+    return {"world": WORLD_VERSION, "tiny": TINY_VERSION}
+
+
+def _refs(address: str, pair: PairSpec) -> tuple[str, ...]:
+    """The models a row needs."""
+    if address in UNTRAINED:
+        return (pair.teacher if address == "teacher" else pair.student,)
+    needs = methods.create(address).needs
+    return (pair.teacher, pair.student) if needs.teacher or needs.teacher_text else (pair.student,)
+
+
+def resolve(ref: str, cache: Path) -> tuple[Path | None, str]:
+    """A model's folder, or None and how to get it."""
+    from harness import sources
+
+    found = sources.resolve(ref, cache)
+    return found.path, found.remedy
+
+
+@cache
+def fingerprint(path: Path) -> int:
+    """48 bits over a model folder's files: names, sizes, and the first and last 64 KiB of each.
+
+    Enough to tell two trainings of one architecture apart without reading gigabytes; the record has the whole hash.
+    """
+    digest = hashlib.sha256()
+    kinds = (".safetensors", ".json", ".model", ".txt")
+    for file in sorted(p for p in path.iterdir() if p.suffix in kinds and not p.name.startswith(".")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(65536))
+            stream.seek(max(0, size - 65536))
+            digest.update(stream.read())
+    return int(digest.hexdigest()[:12], 16)
+
+
+# states and order
+
+
+def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
+    """Find finished records and obstacles, and estimate the rest."""
+    open_steps = []
+    for step in steps:
+        if step.state != "run":
+            continue
+        try:
+            record = store.get(step.cell.id)
+        except StoreError as error:
+            step.state, step.reason = "refused", str(error)
+            continue
+        if record is not None and record["status"] == "done":
+            step.state = "done"
+        elif reason := _obstacle(step, request):
+            step.state, step.reason = "refused", reason
+        else:
+            open_steps.append(step)
+    if open_steps:
+        history = History.of(_readable(store, request.scale))
+        for step in open_steps:
+            step.seconds = history.guess(step.cell)
+
+
+def _readable(store: Store, scale: str) -> Iterable[dict[str, object]]:
+    """Records to learn from, up to the first damaged one."""
+    records = store.all(scale)
+    while True:
+        try:
+            yield next(records)
+        except (StopIteration, StoreError):
+            return
+
+
+def _obstacle(step: Step, request: Request) -> str:
+    """Why a cell cannot run on this machine; empty if it can."""
+    checks: tuple[Callable[[Step, Request], str], ...] = (_no_suites, _no_gpu, _no_model, _no_data)
+    return next((reason for check in checks if (reason := check(step, request))), "")
+
+
+def _no_suites(step: Step, request: Request) -> str:
+    return "" if step.cell.suites else "none of its suites is here"
+
+
+def _no_gpu(step: Step, request: Request) -> str:
+    if request.scale != "paper":
+        return ""
+    needed = estimate.gpu_gib(step.cell, step.pair)
+    here = max((mib / 1024 for _, mib in gpus()), default=0.0)
+    if needed is None or needed <= here:
+        return ""
+    return f"needs GPUs: about {needed:.0f} GiB; " + (f"the largest here has {here:.0f}" if here else "there is none here")
+
+
+def _no_model(step: Step, request: Request) -> str:
+    for ref in _refs(step.cell.method, step.pair):
+        if not ref.startswith("tiny:"):
+            path, remedy = resolve(ref, request.cache)
+            if path is None:
+                return f"{ref} is not here; {remedy}"
+    return ""
+
+
+def _no_data(step: Step, request: Request) -> str:
+    if request.scale == "tiny" or step.cell.training is None:
+        return ""
+    root = data_root(request)
+    file = Path(step.cell.data)
+    if not file.is_absolute():
+        if root is None:
+            return f"no training data; {DATA_REMEDY}"
+        file = root / f"{step.cell.data}.jsonl"
+    return "" if file.is_file() else f"training set {file} is not there; {DATA_REMEDY}"
+
+
+def _ordered(steps: list[Step]) -> list[Step]:
+    """Pairs take turns, so that side by side cells do not wait for one teacher; its texts come early."""
+    by_pair: dict[str, list[Step]] = {}
+    for step in sorted(steps, key=lambda step: not _writes(step.cell.method)):
+        by_pair.setdefault(step.pair.name, []).append(step)
+    turns = max(map(len, by_pair.values()), default=0)
+    return [queue[turn] for turn in range(turns) for queue in by_pair.values() if turn < len(queue)]
+
+
+def _writes(address: str) -> bool:
+    """Whether a row begins with the teacher writing texts, which all its seeds then share."""
+    if address in UNTRAINED:
+        return False
+    try:
+        return methods.create(address).needs.teacher_text
+    except MethodError:
+        return False

@@ -77,7 +77,7 @@ class ForwardKL(Divergence):
     entry = Entry(
         name="kl",
         title="Forward Kullback-Leibler divergence",
-        citation="Hinton et al. 2015 (arXiv:1503.02531), sec. 2; per token Kim & Rush 2016 (arXiv:1606.07947)",
+        citation="Hinton et al. 2015 (arXiv:1503.02531), sec. 2; per token Kim & Rush (arXiv:1606.07947)",
         formula="KL(p, q) = sum_i p_i (log p_i - log q_i)",
         released="DistiLLM, MiniLLM: - sum p log q, without the teacher's entropy; same gradient",
     )
@@ -234,14 +234,14 @@ class AdaptiveKL(Divergence):
         citation="Wu et al. 2024 (arXiv:2404.02657), sec. 4, with the mass mu = 0.5",
         formula=(
             "(g_head KL(p, q) + g_tail KL(q, p)) / (g_head + g_tail),  g = sum |p - q| over the head and "
-            "over the tail of p, detached. Head: the likeliest tokens of p whose cumulative mass is at most 0.5, "
-            "and always the first; among equal p the lower id comes first"
+            "over the tail of p, detached. Head: the likeliest tokens of p whose cumulative mass is at most "
+            "0.5, and always the first; among equal p the lower id comes first"
         ),
         stop_gradients="teacher; the weights g_head and g_tail",
         released="0 / 0 = NaN in released codes where student equals teacher; here 0 with a zero gradient",
         variants={
             "official": "descending sort; the token that crosses 0.5 is tail (the authors); the default",
-            "dskd": "ascending sort, tail = cumulative mass <= 0.5 (in DSKD's code <); the token crossing it is head",
+            "dskd": "ascending sort, tail = mass <= 0.5 (DSKD's code: <); the token crossing 0.5 is head",
         },
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TILE_BYTES = 96 * 2**20  #: all logits of a tile together
-_BLOCK_BYTES = 2**20  #: float32 logits worked on at once inside a tile on a CPU, to stay in its caches
+_BLOCK_BYTES = 4 * 2**20  #: float32 logits worked on at once inside a tile on a CPU, to stay in its caches
 _HEAD_CHUNK = 8192  #: vocabulary rows per product when head gradients of several tiles are summed
 
 
@@ -133,7 +133,7 @@ def argmax(hidden: Tensor, head: Tensor) -> Tensor:
     """The likeliest token of each row (N,) int64, without a gradient. Args: hidden (N, d), head (V, d)."""
     _check(hidden, head)
     head = head.to(hidden.dtype)
-    step = len(hidden) if _switch.reference else tile_rows([len(head)], itemsize=hidden.element_size())
+    step = len(hidden) if _switch.reference else tile_rows([len(head)], TILE_BYTES, hidden.element_size())
     parts = [(hidden[i : i + step] @ head.T).argmax(-1) for i in range(0, len(hidden), max(step, 1))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=hidden.device)
 
@@ -279,7 +279,7 @@ class _Sweep:
 
     def run(self) -> None:
         sizes = [len(self.head)] + ([] if self.teacher_head is None else [len(self.teacher_head)])
-        step = tile_rows(sizes, itemsize=self.hidden.element_size())
+        step = tile_rows(sizes, TILE_BYTES, self.hidden.element_size())
         rows = len(self.hidden)
         tiles = -(-rows // step)
         if tiles:
@@ -311,11 +311,12 @@ class _Sweep:
         for low in range(start, stop, block):
             high = min(low + block, stop)
             logits = tile[low - start : high - start]
-            gradient = self._labels(_wide(logits), low, high)
+            student = _wide(logits)
+            gradient = self._labels(student, low, high)
             begin, end = self._pairs(low, high)
             if target is not None and end > begin:
                 wide = _wide(target[begin - first : end - first])
-                gradient = self._distil(_wide(logits), wide, gradient, low, slice(begin, end))
+                gradient = self._distil(student, wide, gradient, low, slice(begin, end))
             if gradient is None:
                 logits.zero_()
             else:

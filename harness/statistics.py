@@ -1,14 +1,15 @@
 """Means, spreads, intervals and paired differences of scores. numpy only; same input, same digits.
 
-Two things are random when a method is scored: which examples the suite holds and how the run went (training seed;
-for an untrained model, decoding seed). Examples are resampled with replacement, two thousand times, and every row of
-a table meets the *same* resamples, so differences are paired. Runs are few: resampling three seeds knows only ten
-means and gives intervals that are too narrow, so the run effect is drawn from Student's t with runs - 1 degrees of
-freedom instead. With one suite item or none varying, the interval is exactly the textbook t interval.
+Two things are random when a method is scored: which examples the suite holds and how the run went (training
+seed; for an untrained model, decoding seed). Examples are resampled with replacement, two thousand times, and
+every row of a table meets the *same* resamples, so differences are paired. Runs are few: resampling three seeds
+knows only ten means and gives intervals that are too narrow, so the run effect is drawn from Student's t with
+runs - 1 degrees of freedom instead. Where examples do not vary, the interval is the textbook t interval.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import zlib
@@ -38,15 +39,18 @@ class Sample:
     items: Mapping[str, str]  #: suite -> hash of its items
     seeds: tuple[int, ...]  #: training seeds, along S
     trained: bool  #: an untrained row (teacher, student) has no training seed to vary
+    greedy: bool = False  #: decoded greedily, so decoding does not vary either
 
     def only(self, *suites: str) -> Sample:
         """The same row on some suites."""
-        return Sample({s: self.scores[s] for s in suites}, {s: self.items[s] for s in suites}, self.seeds, self.trained)
+        scores, items = {s: self.scores[s] for s in suites}, {s: self.items[s] for s in suites}
+        return dataclasses.replace(self, scores=scores, items=items)
 
     def at(self, seeds: Sequence[int]) -> Sample:
         """The same row with some of its training seeds, in this order."""
         index = [self.seeds.index(seed) for seed in seeds]
-        return Sample({s: x[index] for s, x in self.scores.items()}, self.items, tuple(seeds), self.trained)
+        scores = {suite: x[index] for suite, x in self.scores.items()}
+        return dataclasses.replace(self, scores=scores, seeds=tuple(seeds))
 
     def runs(self) -> Array:
         """Score of each run, mean over suites: (S,) if trained, else (D,), for there only decoding varies."""
@@ -98,9 +102,10 @@ def sample(records: Sequence[Mapping[str, Any]], suites: Sequence[str], *, train
         parts = [_suite(record, suite) for record in records]
         hashes = {record["scores"][suite]["items_sha256"] for record in records}
         if len(hashes) > 1 or len({part.shape for part in parts}) > 1:
-            raise StatisticsError(f"{suite}: the training seeds were not scored on the same items and decoding seeds")
+            raise StatisticsError(f"{suite}: training seeds scored on other items or decoding seeds")
         scores[suite], items[suite] = np.stack(parts), hashes.pop()
-    return Sample(scores, items, seeds, trained)
+    greedy = all(record["spec"]["decoding"]["temperature"] == 0 for record in records)
+    return Sample(scores, items, seeds, trained, greedy)
 
 
 def _suite(record: Mapping[str, Any], suite: str) -> Array:
@@ -114,12 +119,20 @@ def _suite(record: Mapping[str, Any], suite: str) -> Array:
 
 
 def estimate(row: Sample, *, level: float = LEVEL) -> Estimate:
-    """Mean over suites of the mean over runs, decoding seeds and items, with its intervals and two spreads."""
+    """Mean over suites of the mean over runs, decoding seeds and items; its intervals and spreads."""
     runs = row.runs()
     low, high = _interval(replicates(row), level)
     run_low, run_high = _run_interval(runs, level)
     return Estimate(
-        float(runs.mean()), low, high, level, len(runs), row.trained, row.count, run_low, run_high,
+        float(runs.mean()),
+        low,
+        high,
+        level,
+        len(runs),
+        row.trained,
+        row.count,
+        run_low,
+        run_high,
         training_spread=_spread(runs) if row.trained else None,
         decoding_spread=decoding_spread(row),
     )
@@ -144,7 +157,9 @@ def difference(a: Sample, b: Sample, *, level: float = LEVEL) -> Estimate:
         noise = _run_noise(a.runs(), "a") - _run_noise(b.runs(), "b")
     low, high = _interval(example_replicates(a) - example_replicates(b) + noise, level)
     run_low, run_high = _run_interval(runs, level)
-    return Estimate(float(runs.mean()), low, high, level, len(runs), a.trained or b.trained, a.count, run_low, run_high)
+    return Estimate(
+        float(runs.mean()), low, high, level, len(runs), a.trained or b.trained, a.count, run_low, run_high
+    )
 
 
 def recovered(row: Sample, student: Sample, teacher: Sample, *, level: float = LEVEL) -> Estimate | None:
@@ -163,7 +178,7 @@ def recovered(row: Sample, student: Sample, teacher: Sample, *, level: float = L
 
 
 def decoding_spread(row: Sample) -> float | None:
-    """Standard deviation over decoding seeds within a training run, pooled over runs; None with one decoding seed."""
+    """Standard deviation over decoding seeds within a training run, pooled over runs; None with one seed."""
     decoded = np.mean([x.mean(axis=2) for x in row.scores.values()], axis=0)  # (S, D)
     return float(math.sqrt(decoded.var(axis=1, ddof=1).mean())) if decoded.shape[1] > 1 else None
 
@@ -178,7 +193,7 @@ def replicates(row: Sample, name: str = "row") -> Array:
 
 
 def example_replicates(row: Sample) -> Array:
-    """RESAMPLES draws of the row's mean over examples alone; the same resamples for every row on these items."""
+    """RESAMPLES draws of the row's mean over examples alone; rows on the same items meet the same resamples."""
     means = [_resampler(suite, x.shape[2])(x.mean(axis=(0, 1))) for suite, x in row.scores.items()]
     return np.mean(means, axis=0)
 
@@ -199,7 +214,7 @@ def _resampler(suite: str, items: int) -> Callable[[Array], Array]:
 
 
 def _run_noise(runs: Array, name: str) -> Array:
-    """Draws of the error of the runs' mean: s / sqrt(R) times Student's t, an exact grid in fixed random order."""
+    """Draws of the error of the runs' mean: s / sqrt(R) times Student's t, on an exact grid, shuffled."""
     if len(runs) < 2:
         return np.zeros(RESAMPLES)
     grid = t_quantile((np.arange(RESAMPLES) + 0.5) / RESAMPLES, len(runs) - 1)
@@ -215,12 +230,14 @@ def _interval(draws: Array, level: float) -> tuple[float, float]:
 def _run_interval(runs: Array, level: float) -> tuple[float | None, float | None]:
     if len(runs) < 2:
         return None, None
-    half = float(t_quantile(np.array([(1 + level) / 2]), len(runs) - 1)[0] * runs.std(ddof=1) / math.sqrt(len(runs)))
+    half = float(
+        t_quantile(np.array([(1 + level) / 2]), len(runs) - 1)[0] * runs.std(ddof=1) / math.sqrt(len(runs))
+    )
     return float(runs.mean() - half), float(runs.mean() + half)
 
 
 def t_cdf(t: Array, freedom: int) -> Array:
-    """Student's t distribution function for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    """Student's t distribution function, whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
     angle = np.arctan(t / math.sqrt(freedom))
     cosine = np.cos(angle)
     term = np.ones_like(angle) if freedom % 2 == 0 else cosine

@@ -26,7 +26,19 @@ VOLATILE = ("provenance", "cost")
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_REQUIRED = ("schema", "cell", "spec", "status", "reason", "scores", "training", "models", "data", "provenance", "cost")
+_REQUIRED = (
+    "schema",
+    "cell",
+    "spec",
+    "status",
+    "reason",
+    "scores",
+    "training",
+    "models",
+    "data",
+    "provenance",
+    "cost",
+)
 
 
 class StoreError(RuntimeError):
@@ -34,7 +46,7 @@ class StoreError(RuntimeError):
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: keys sorted, no spaces, no NaN. Raises StoreError for what JSON cannot hold."""
+    """The one JSON text of a value: keys sorted, no spaces. Raises StoreError for NaN and what JSON cannot hold."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -44,6 +56,12 @@ def canonical(value: Any) -> bytes:
 def core(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without what may differ from run to run (provenance, cost) and without its checksum."""
     return {key: value for key, value in record.items() if key not in (*VOLATILE, "sha256")}
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as JSON gives it back (lists, not tuples), without its checksum."""
+    body: dict[str, Any] = json.loads(canonical({k: v for k, v in record.items() if k != "sha256"}))
+    return body
 
 
 def checksum(record: Mapping[str, Any]) -> str:
@@ -60,7 +78,7 @@ class Store:
     # records
 
     def record_path(self, cell_id: str, scale: str | None = None) -> Path:
-        """Where a record lies. Without a scale, the scale under which the record is found; StoreError if none."""
+        """Where a record lies. Without a scale, where it is found; StoreError if nowhere."""
         _check_id(cell_id)
         if scale is not None:
             return self.root / "records" / _name(scale, "scale") / f"{cell_id}.json"
@@ -79,11 +97,11 @@ class Store:
         return read_record(self.record_path(cell_id)) if self.has(cell_id) else None
 
     def put(self, record: Mapping[str, Any]) -> Path:
-        """Write a record once. The same core again is kept as it was first written; another core raises StoreError.
+        """Write a record once. The same core again leaves the file as it was; another core raises StoreError.
 
         A record with status ``failed`` is the exception: a later run of the cell replaces it.
         """
-        record = json.loads(canonical({k: v for k, v in record.items() if k != "sha256"}))
+        record = plain(record)
         check_record(record, "record")
         path = self.record_path(record["cell"], record["spec"]["scale"])
         with self._file_lock(f"put-{record['cell']}"):
@@ -92,9 +110,11 @@ class Store:
                 if core(old) == core(record):
                     return path
                 if old["status"] != "failed":
-                    raise StoreError(f"{path} holds other results for this cell: {_first_difference(core(old), core(record))}")
-            record["sha256"] = checksum(record)
-            _write(path, (json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+                    raise StoreError(
+                        f"{path} holds other results for this cell: {_first_difference(core(old), core(record))}"
+                    )
+            signed = {**record, "sha256": checksum(record)}
+            _write(path, (json.dumps(signed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
         return path
 
     def all(self, scale: str | None = None) -> Iterator[dict[str, Any]]:
@@ -137,7 +157,7 @@ class Store:
         return {"path": path.relative_to(self.root).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
 
     def read_generations(self, reference: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The rows behind ``{"path", "sha256"}``. Raises StoreError for a missing or changed file or a stray path."""
+        """The rows behind ``{"path", "sha256"}``. Raises StoreError for a missing, changed or stray file."""
         path = self._inside(reference["path"])
         try:
             data = path.read_bytes()
@@ -164,7 +184,7 @@ class Store:
         return path
 
     def lock(self, cell_id: str, timeout: float = -1) -> FileLock:
-        """A lock between processes for ``with``: at most one runs the cell. ``timeout`` 0 raises Timeout at once."""
+        """A lock between processes, for ``with``. ``timeout`` 0 raises Timeout at once if another holds it."""
         _check_id(cell_id)
         return self._file_lock(cell_id, timeout)
 
@@ -183,10 +203,14 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"{path} is no JSON ({error}); remove it to run the cell again") from None
     if not isinstance(record, dict) or record.get("sha256") != checksum(record):
-        raise StoreError(f"{path} was changed after it was written (checksum differs); remove it to run the cell again")
+        raise StoreError(
+            f"{path} was changed after it was written (checksum differs); remove it to run the cell again"
+        )
     check_record(record, str(path))
     if path.stem != record["cell"] or path.parent.name != record["spec"]["scale"]:
-        raise StoreError(f"{path} holds the record of cell {record['cell']} at scale {record['spec']['scale']}")
+        raise StoreError(
+            f"{path} holds the record of cell {record['cell']} at scale {record['spec']['scale']}"
+        )
     return record
 
 
@@ -217,7 +241,9 @@ def _check_scores(run: Mapping[str, Any], items: int, where: str) -> None:
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
         raise StoreError(f"{where}: a score is not a finite number")
     if abs(sum(values) / items - run["score"]) > 1e-3:  # per-item scores are kept to four decimals
-        raise StoreError(f"{where}: score {run['score']} is not the mean of its items ({sum(values) / items:.4f})")
+        raise StoreError(
+            f"{where}: score {run['score']} is not the mean of its items ({sum(values) / items:.4f})"
+        )
     if run.get("generations"):
         check_relative(run["generations"]["path"], where)
 

@@ -1,8 +1,8 @@
 """Tables and published figures: files that are read whole, checked key by key, and refused with file and key.
 
-A table (``harness/tables/<id>.yaml``) states rows, columns, the pair behind each side at each scale, an equivalence
-margin and the paper's claims. A paper (``results/published/<name>.yaml``) states figures, each with the status
-``primary`` (read at the authors' own source), ``secondary`` (quoted by somebody else) or ``unverified``.
+A table (``harness/tables/<id>.yaml``) states rows, columns, the pair behind each side at each scale, an
+equivalence margin and the paper's claims. A paper (``results/published/<name>.yaml``) states figures, each with the
+status ``primary`` (read at the authors' own source), ``secondary`` (quoted by somebody else) or ``unverified``.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A published row: its figures by column. ``unlike`` says why it was not run as the table's own protocol."""
+    """A published row: its figures by column."""
 
     key: str  #: paper:table/row
     figures: Mapping[str, Figure]
-    unlike: str  #: empty if the protocol is the one the table reproduces
+    unlike: str  #: how its protocol differs from the one the tables reproduce; empty if it does not
     items: Mapping[str, int]  #: suite -> number of items it was scored on, where stated
     note: str
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's figures. ``unread``: tables nobody could read yet, with the reason; their cells are unknown."""
+    """A paper's figures. ``unread``: tables nobody could read yet, with the reason; unknown, not zero."""
 
     name: str
     citation: str
@@ -93,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Margin:
-    """Two numbers closer than this count as equal. ``points`` for a suite, ``average`` for the mean over suites."""
+    """Numbers closer than this count as equal: ``points`` for a suite, ``average`` for the mean of suites."""
 
     points: float
     average: float
@@ -153,11 +153,13 @@ class Table:
 
 def ids() -> tuple[str, ...]:
     """The tables there are, numbers first."""
-    return tuple(sorted((path.stem for path in TABLES.glob("*.yaml")), key=lambda name: (not name.isdigit(), name)))
+    return tuple(
+        sorted((path.stem for path in TABLES.glob("*.yaml")), key=lambda name: (not name.isdigit(), name))
+    )
 
 
 def load(name: str) -> Table:
-    """A table by id (``2``) or by paper and number (``dskd-v1:2``). Raises TableError with the nearest names."""
+    """A table by id (``2``) or paper and number (``dskd-v1:2``). Raises TableError with the nearest names."""
     if name in ids():
         return read(TABLES / f"{name}.yaml")
     aliases = {alias: table for table in map(load, ids()) for alias in table.aliases}
@@ -248,7 +250,9 @@ def _claim(node: _Node) -> Claim:
     if not (pairs or absent) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         raise node.error("pairs", "a list of [row, row], the first said to be higher")
     size = node.get("size", list) if "size" in node.data else None
-    if size is not None and (len(size) != 2 or not all(isinstance(x, (int, float)) for x in size) or size[0] > size[1]):
+    if size is not None and (
+        len(size) != 2 or not all(isinstance(x, (int, float)) for x in size) or size[0] > size[1]
+    ):
         raise node.error("size", "two numbers, the lower first")
     claim = Claim(
         id=node.text("id"),
@@ -297,7 +301,7 @@ def papers() -> tuple[str, ...]:
 
 
 def published(key: str) -> PublishedRow | None:
-    """The row behind ``paper:table/row``; None if the paper's table is unread or the row was left out with a reason.
+    """The row behind ``paper:table/row``; None if the table is unread or the row left out, with a reason.
 
     Raises TableError for a paper, table or row that does not exist.
     """
@@ -346,7 +350,9 @@ def read_paper(path: Path) -> Paper:
         omitted |= left_out
     unread = top.mapping("unread", str)
     top.done(("title", "arxiv", "venue"))
-    citation = ", ".join(part for part in (top.text("title"), _arxiv(top), top.text("venue", optional=True)) if part)
+    citation = ", ".join(
+        part for part in (top.text("title"), _arxiv(top), top.text("venue", optional=True)) if part
+    )
     return Paper(name, citation, tables, unread, omitted)
 
 
@@ -368,7 +374,9 @@ def _published_table(node: _Node, name: str, table: str) -> tuple[dict[str, Publ
         figures = {c: _figure(row, c, f"{name}:{table}", via) for c in columns if c in row.data}
         if not figures:
             raise row.error("row", f"{key} has no figure")
-        rows[key] = PublishedRow(f"{name}:{table}/{key}", figures, unlike, items, row.text("note", optional=True))
+        rows[key] = PublishedRow(
+            f"{name}:{table}/{key}", figures, unlike, items, row.text("note", optional=True)
+        )
         row.done(("teacher", "student", *columns))
     omitted = {f"{table}/{row}": why for row, why in node.mapping("omitted", str).items()}
     node.done(("title", "protocol", "metric"))
@@ -461,7 +469,9 @@ class _Node:
 
     def nodes(self, key: str) -> list[_Node]:
         items = self.get(key, list)
-        return [_Node(self.path, f"{self.where}{key}[{number}].", item) for number, item in enumerate(items, 1)]
+        return [
+            _Node(self.path, f"{self.where}{key}[{number}].", item) for number, item in enumerate(items, 1)
+        ]
 
     def done(self, also: Iterable[str] = ()) -> None:
         """Refuse keys that nobody asked for."""
@@ -480,7 +490,10 @@ def _unique(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> 
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}  # type: ignore[no-untyped-call]
+    return {
+        key: loader.construct_object(value, deep=True)
+        for key, (_, value) in zip(keys, node.value, strict=True)
+    }  # type: ignore[no-untyped-call]
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique)

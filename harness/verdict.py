@@ -1,16 +1,17 @@
 """Verdicts: what the records say about a table's cells and about its paper's claims. Never a blank.
 
 Cells against a published figure
-    agrees          the 95 % interval of ours, over runs on the same items, lies within the margin around the figure
+    agrees          our 95 % interval, over runs on the same items, lies within the margin around the figure
     differs         it lies wholly outside
-    inconclusive    it straddles the margin, or one training seed is all there is
+    inconclusive    it straddles the margin, or one training seed is all there is (of an untrained row that was
+                    sampled, one decoding seed)
     not comparable  other models, data or protocol than published, or the figure is unknown
     not run, failed nothing was measured; with the reason
 
-Claims ("row a scores higher than row b, for every pair") against our own rows, at every scale, by the 95 % interval of
-the paired difference of averages over examples and training seeds
+Claims ("row a scores higher than row b, for every pair") against our own rows, at every scale, by the 95 %
+interval of the paired difference of averages over examples and training seeds
     agrees          the claim holds: every pair's interval lies above 0
-    differs         the claim does not hold: some pair's interval lies below 0, at a level corrected for how many are asked
+    differs         the claim does not hold: some pair's interval lies below 0, corrected for the number of pairs
     inconclusive    neither, or one training seed is all there is
     not run, failed a row the claim needs was not measured, and what was does not refute it
 A claim is "not comparable" only in its published *size*, never in its direction.
@@ -119,8 +120,8 @@ class TableVerdict:
 def judge(table: Table, scale: str, cells_by_row: Mapping[str, Sequence[Entry]]) -> TableVerdict:
     """Judge a table at a scale.
 
-    ``cells_by_row``: row key -> an entry per planned training seed. A row left out counts as not run. Raises KeyError
-    for a row the table does not have and StatisticsError for records with holes.
+    ``cells_by_row``: row key -> an entry per planned training seed. A row left out counts as not run. Raises
+    KeyError for a row the table does not have and StatisticsError for records with holes.
     """
     stray = set(cells_by_row) - {row.key for row in table.rows}
     if stray:
@@ -157,22 +158,30 @@ def _judge_row(
     state, reason = _state(table, scale, row, entries)
     known, unknown = _published(row)
     lowered = _not_exact(records)
+    barred = _row_barred(scale, known, unknown, lowered)
     cells = {}
     for column in table.columns:
         figure = known.figures.get(column) if known else None
         if sample is None:
-            assert state in ("not run", "failed")
-            cells[column] = CellVerdict(column, None, figure, state, reason)
-            continue
-        measured = statistics.estimate(sample if column == AVERAGE else sample.only(column))
-        why = _incomparable(scale, known, figure, unknown, lowered, column, sample)
-        margin = table.margin.average if column == AVERAGE else table.margin.points
-        verdict, said = ("not comparable", why) if why else _compare(measured, figure, margin)
-        cells[column] = CellVerdict(column, measured, figure, verdict, said)
+            cells[column] = CellVerdict(
+                column, None, figure, "failed" if state == "failed" else "not run", reason
+            )
+        else:
+            part = sample if column == AVERAGE else sample.only(column)
+            margin = table.margin.average if column == AVERAGE else table.margin.points
+            cells[column] = _judge_cell(column, part, known, margin, barred)
     return RowVerdict(
-        row=row, pair=table.pair(scale, row.side), state=state, reason=reason, planned=len(entries), cells=cells,
-        published=known, recovered=_recovered(row, samples), cost=statistics.cost(records) if records else None,
-        data=lowered, sample=sample,
+        row=row,
+        pair=table.pair(scale, row.side),
+        state=state,
+        reason=reason,
+        planned=len(entries),
+        cells=cells,
+        published=known,
+        recovered=_recovered(row, samples),
+        cost=statistics.cost(records) if records else None,
+        data=lowered,
+        sample=sample,
     )
 
 
@@ -180,17 +189,23 @@ def _state(
     table: Table, scale: str, row: Row, entries: Sequence[Entry]
 ) -> tuple[Literal["done", "partial", "not run", "failed"], str]:
     """How far the row got, and why no further."""
-    failed = [f"seed {e['spec']['seed']}: {e['reason']}" for e in entries if isinstance(e, Mapping) and e["status"] == "failed"]
+    failed = [
+        f"seed {e['spec']['seed']}: {e['reason']}"
+        for e in entries
+        if isinstance(e, Mapping) and e["status"] == "failed"
+    ]
     said = [entry for entry in entries if isinstance(entry, str)]
     done, missing = len(_done(entries)), sum(entry is None for entry in entries)
-    reasons = list(dict.fromkeys([*failed, *said])) + ([f"{missing} of {len(entries)} seeds not run yet"] if missing else [])
+    reasons = list(dict.fromkeys([*failed, *said]))
+    if missing:
+        reasons.append(f"{missing} of {len(entries)} seeds not yet")
     if done:
         return ("partial", "; ".join(reasons)) if done < len(entries) else ("done", "")
     if failed:
         return "failed", "; ".join(reasons)
     if table.pair(scale, row.side) is None:
         return "not run", table.absent[scale].get(row.side, "no pair at this scale")
-    return "not run", "; ".join(list(dict.fromkeys(said))) or "not run yet"
+    return "not run", "; ".join(dict.fromkeys(said)) or "not yet"
 
 
 def _published(row: Row) -> tuple[PublishedRow | None, str]:
@@ -205,50 +220,60 @@ def _published(row: Row) -> tuple[PublishedRow | None, str]:
 
 
 def _not_exact(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    states = {f"{data['name']}: {data['state']}" for record in records for data in record["data"] if data["state"] != "exact"}
+    states = {
+        f"{data['name']}: {data['state']}"
+        for record in records
+        for data in record["data"]
+        if data["state"] != "exact"
+    }
     return tuple(sorted(states))
 
 
-def _incomparable(
-    scale: str,
-    known: PublishedRow | None,
-    figure: Figure | None,
-    unknown: str,
-    lowered: Sequence[str],
-    column: str,
-    sample: Sample,
-) -> str:
-    """Why a measured number may not be held against its published figure; empty if it may."""
+def _row_barred(scale: str, known: PublishedRow | None, unknown: str, lowered: Sequence[str]) -> str:
+    """Why no number of a row may be held against a published figure; empty if it may."""
     if scale in _STAND_INS:
         return _STAND_INS[scale]
     if known is None:
         return unknown
-    if figure is None:
-        return f"{known.key} gives no figure for {column}"
     if known.unlike:
         return f"{known.key}: {known.unlike}"
-    if lowered:
-        return f"training data not the published one ({', '.join(lowered)})"
-    for suite in sample.scores if column == AVERAGE else (column,):
-        items = sample.scores[suite].shape[2]
+    return f"training data not the published one ({', '.join(lowered)})" if lowered else ""
+
+
+def _judge_cell(
+    column: str, sample: Sample, known: PublishedRow | None, margin: float, barred: str
+) -> CellVerdict:
+    measured = statistics.estimate(sample)
+    figure = known.figures.get(column) if known else None
+    if barred or known is None:
+        return CellVerdict(column, measured, figure, "not comparable", barred)
+    if figure is None:
+        return CellVerdict(
+            column, measured, None, "not comparable", f"{known.key} gives no figure for {column}"
+        )
+    for suite, scores in sample.scores.items():
+        items = scores.shape[2]
         if known.items.get(suite, items) != items:
-            return f"{suite} scored on {items} items, published on {known.items[suite]}"
-    return ""
+            why = f"{suite} scored on {items} items, published on {known.items[suite]}"
+            return CellVerdict(column, measured, figure, "not comparable", why)
+    verdict, said = _compare(measured, figure, margin, sample.greedy)
+    return CellVerdict(column, measured, figure, verdict, said)
 
 
-def _compare(measured: Estimate, figure: Figure | None, margin: float) -> tuple[Verdict, str]:
+def _compare(measured: Estimate, figure: Figure, margin: float, greedy: bool) -> tuple[Verdict, str]:
     """Equivalence by inclusion: both ends of our interval within the margin around the figure.
 
     The published figure was scored on the very same items, so only runs vary here, not examples.
     """
-    assert figure is not None
-    if measured.single:
-        return "inconclusive", "one training seed"
     low, high = measured.run_low, measured.run_high
-    if low is None or high is None:  # untrained and decoded once: nothing is left to vary
-        low = high = measured.mean
+    if low is None or high is None:
+        if measured.trained or not greedy:
+            return "inconclusive", f"one {'training' if measured.trained else 'decoding'} seed"
+        low = high = measured.mean  # untrained and greedy: nothing is left to vary
     low, high = low - figure.value, high - figure.value
-    said = f"ours - published = {measured.mean - figure.value:+.2f} [{low:+.2f}, {high:+.2f}], margin {margin:g}"
+    said = (
+        f"ours - published {measured.mean - figure.value:+.2f} [{low:+.2f}, {high:+.2f}], margin {margin:g}"
+    )
     if -margin <= low and high <= margin:
         return "agrees", said
     if low > margin or high < -margin:
@@ -257,7 +282,9 @@ def _compare(measured: Estimate, figure: Figure | None, margin: float) -> tuple[
 
 
 def _recovered(row: Row, samples: Mapping[str, Sample | None]) -> Estimate | None:
-    mine, student, teacher = (samples.get(key) for key in (row.key, f"{row.side}/student", f"{row.side}/teacher"))
+    mine, student, teacher = (
+        samples.get(f"{row.side}/{name}") for name in (row.method, "student", "teacher")
+    )
     if mine is None or student is None or teacher is None or not row.trained:
         return None
     try:
@@ -284,7 +311,8 @@ def _judge_pair(a: str, b: str, rows: Mapping[str, RowVerdict], asked: int) -> P
             state: Verdict = "failed" if rows[key].state == "failed" else "not run"
             return PairVerdict(a, b, None, state, f"{key}: {rows[key].reason}")
     first, second = rows[a].sample, rows[b].sample
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     try:
         gain = statistics.difference(first, second)
     except StatisticsError as error:
@@ -307,18 +335,19 @@ def _sum_up(pairs: Sequence[PairVerdict]) -> tuple[Verdict, str]:
     said = f"holds in {count['agrees']} of {len(pairs)} pairs"
     if gains:
         said += f", gains {min(gains):+.2f} to {max(gains):+.2f}"
-    verdict = next(v for v in ("differs", "failed", "not run", "inconclusive", "agrees") if count[v])
+    order: tuple[Verdict, ...] = ("differs", "failed", "not run", "inconclusive", "agrees")
+    verdict = next(name for name in order if count[name])
     culprits = [f"{pair.a} - {pair.b}: {pair.reason}" for pair in pairs if pair.verdict == verdict]
     if verdict == "agrees":
         return verdict, said
     more = f" (and {len(culprits) - 1} more)" if len(culprits) > 1 else ""
-    return verdict, f"{said}; {culprits[0]}{more}"  # type: ignore[return-value]
+    return verdict, f"{said}; {culprits[0]}{more}"
 
 
 def _judge_size(
     claim: Claim, table: Table, scale: str, pairs: Sequence[PairVerdict]
 ) -> tuple[Verdict, str] | None:
-    """The published range of gains against ours: every gain's interval within the range widened by the margin."""
+    """The published range of gains against ours: every interval within the range widened by the margin."""
     if claim.size is None:
         return None
     low, high = claim.size
@@ -342,7 +371,10 @@ def _judge_size(
 def _census(rows: Mapping[str, RowVerdict], claims: Sequence[ClaimVerdict]) -> Census:
     cells = [cell for row in rows.values() for cell in row.cells.values()]
     figures = [cell.figure for cell in cells if cell.figure is not None]
-    status = {name: sum(figure.status == name for figure in figures) for name in ("primary", "secondary", "unverified")}
+    status = {
+        name: sum(figure.status == name for figure in figures)
+        for name in ("primary", "secondary", "unverified")
+    }
     return Census(
         cells=len(cells),
         measured=sum(cell.measured is not None for cell in cells),

@@ -1,0 +1,353 @@
+"""One cell, walked through: load the pair, train, decode, score, and say everything in a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dskd import heads
+from dskd.batch import Pair, Side
+from dskd.method import Method, create
+from evals import scoring, suites
+from evals.decoding import generate
+from evals.suites import Item, Suite
+from harness import data, locate, models
+from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
+from harness.checkpoints import BestDevRouge, CheckpointRule, Last
+from harness.models import LoadedModel, Progress
+from harness.pairs import PairSpec
+from harness.provenance import provenance
+from harness.store import Store
+from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
+from harness.train import Trained, Trainer, load_checkpoint, save_checkpoint
+
+#: SeqKD's answers are the teacher's most likely ones, as near to Kim & Rush's mode as greedy search comes.
+SEQKD_DECODING = Decoding(temperature=0.0, seeds=(0,))
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """The default progress: none."""
+
+
+@dataclass
+class Context:
+    """Where a cell finds things and leaves them."""
+
+    store: Store
+    cache: Path  #: models, teacher states, maps: everything that can be made again
+    pair: PairSpec
+    data: Path | None = None  #: the user's --data folder
+    progress: Progress = _silent
+    reference: bool = False  #: plain heads instead of tiled ones
+    command: str = ""
+    keep_model: Path | None = None  #: export the trained student here
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def run(cell: Cell, context: Context) -> dict[str, Any]:
+    """Run a cell to its record. What was finished before a kill is found in the store's work folder."""
+    heads.use_reference(context.reference)
+    started = time.time()
+    walk = _Walk(cell, context)
+    if cell.method in UNTRAINED:
+        model, trained, chosen = walk.untrained(), None, None
+    else:
+        model, trained, chosen = walk.trained()
+    scores, decode_seconds, new_tokens = walk.score(model)
+    record = walk.record(scores, trained, chosen)
+    record["provenance"] = provenance(context.command) | {"started": started}
+    record["cost"] = {
+        "train_seconds": trained.seconds if trained else 0.0,
+        "tokens_per_second": trained.read_tokens / max(trained.seconds, 1e-9) if trained else 0.0,
+        "decode_seconds": decode_seconds,
+        "decode_tokens_per_second": new_tokens / max(decode_seconds, 1e-9),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "teacher_passes": 1 if trained and walk.method is not None and walk.method.needs.teacher else 0,
+        "wall_seconds": time.time() - started,
+    }
+    shutil.rmtree(walk.work, ignore_errors=True)
+    return record
+
+
+class _Walk:
+    """The state of one cell on its way: resolved paths, the method, the pair."""
+
+    def __init__(self, cell: Cell, context: Context) -> None:
+        self.cell, self.context = cell, context
+        self.work = context.store.work(cell.id)
+        self.root = locate.data_root(cell.scale, context.cache, context.data)
+        self.method: Method | None = None if cell.method in UNTRAINED else create(cell.method)
+        self.dtype = torch.bfloat16 if cell.training and cell.training.precision == "bf16" else torch.float32
+        if cell.training is None and cell.scale != "tiny":
+            self.dtype = torch.bfloat16
+
+    def path(self, ref: str) -> Path:
+        return locate.model(ref, self.context.cache, self.context.progress)
+
+    def untrained(self) -> LoadedModel:
+        """The teacher, or the student as it is before distillation."""
+        pair = self.context.pair
+        ref = pair.teacher if self.cell.method == "teacher" else pair.student
+        return models.load(self.path(ref), ref, self.dtype)
+
+    def trained(self) -> tuple[LoadedModel, Trained, str]:
+        """The distilled student: from the work folder when training was over, else trained now."""
+        assert self.cell.training is not None and self.method is not None
+        torch.manual_seed(self.cell.seed)
+        student = models.load(self.path(self.context.pair.student), self.context.pair.student)
+        finished = load_checkpoint(self.work / "student.pt")
+        if finished is not None:
+            student.lm.load_state_dict(finished["weights"])
+            student.lm.to(self.dtype)
+            return student, Trained(**finished["trained"]), str(finished["chosen"])
+        if self.cell.training.lora is not None:
+            models.add_lora(student, self.cell.training.lora)
+        trained, chosen = self._train(student, self.method, self.cell.training)
+        if self.cell.training.lora is not None:
+            models.merge_lora(student)
+        weights = student.lm.state_dict()
+        save_checkpoint(
+            self.work / "student.pt", {"weights": weights, "trained": vars(trained), "chosen": chosen}
+        )
+        student.lm.to(self.dtype)
+        return student, trained, chosen
+
+    def _train(self, student: LoadedModel, method: Method, settings: Training) -> tuple[Trained, str]:
+        teacher = self._teacher() if method.needs.teacher else None
+        paired, states = self._data(student, method, settings, teacher)
+        parts = self._parts(student, teacher, method)
+        rule = self._checkpoint_rule(student, settings)
+        trainer = Trainer(
+            student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
+            self.context.progress, rule.at_epoch_end if settings.checkpoint != "last" else None,
+        )  # fmt: skip
+        trained = trainer.run()
+        return trained, rule.finish()
+
+    def _teacher(self) -> Side:
+        ref = self.context.pair.teacher
+        return teacher_side(self.path(ref), ref, self.context.cache, self.dtype)
+
+    def _parts(self, student: LoadedModel, teacher: Side | None, method: Method) -> nn.Module | None:
+        """Trainable parts, drawn from the training seed."""
+        torch.manual_seed(self.cell.seed)
+        return method.build(Pair(student.side(), teacher, self.context.cache / "maps"))
+
+    def _data(
+        self, student: LoadedModel, method: Method, settings: Training, teacher: Side | None
+    ) -> tuple[data.PairedData, HiddenStates | None]:
+        """Examples as both models read them, and the teacher's states on them."""
+        examples = data.load_examples(locate.training_file(self.cell.data, self.root), settings.examples)
+        if method.needs.teacher_text:
+            examples = self._teacher_written(examples, settings)
+        window = min(settings.max_length, student.window)
+        limits = {"max_prompt": min(settings.max_prompt, window // 2), "max_length": window}
+        own = data.encode_examples(student.tokenizer, examples, **limits)
+        if teacher is None:
+            return data.PairedData(examples, own, None, None), None
+        ref = self.context.pair.teacher
+        path = self.path(ref)
+        from transformers import AutoTokenizer
+
+        other = own
+        if not self.context.pair.same_vocabulary:
+            wide = {"max_prompt": settings.max_prompt, "max_length": settings.max_length}
+            other = data.encode_examples(AutoTokenizer.from_pretrained(path), examples, **wide)
+        vocabulary = student.side().vocabulary
+        pairs = data.align(method.needs.alignment, own, other, vocabulary, teacher.vocabulary)
+        states = hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
+        return data.PairedData(examples, own, other, pairs), states
+
+    def _teacher_written(self, examples: list[data.Example], settings: Training) -> list[data.Example]:
+        """The same prompts with the teacher's own answers (SeqKD)."""
+        ref = self.context.pair.teacher
+        path = self.path(ref)
+        room = self.cell.decoding.max_new_tokens
+        decoding = Decoding(
+            **{**vars(SEQKD_DECODING), "max_new_tokens": room, "max_length": self.cell.decoding.max_length}
+        )
+        key = hashlib.sha256(
+            f"{models.fingerprint(path)} {data.text_hash(examples)} {decoding} {self.dtype}".encode()
+        )
+
+        def write() -> list[str]:
+            model = models.load(path, ref, self.dtype)
+            items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
+            return self._generate(model, items, decoding, 0, "teacher writes", settings.max_prompt)
+
+        file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
+        texts = teacher_texts(file, write, len(examples))
+        return [data.Example(e.id, e.prompt, text) for e, text in zip(examples, texts, strict=True)]
+
+    def _generate(
+        self,
+        model: LoadedModel,
+        items: Sequence[Item],
+        decoding: Decoding,
+        seed: int,
+        stage: str,
+        max_prompt: int,
+    ) -> list[str]:
+        def progress(fraction: float) -> None:
+            self.context.progress(stage, fraction)
+
+        decoding = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
+        size = 256 if self.cell.scale == "tiny" else 16
+        return generate(
+            model.lm,
+            model.tokenizer,
+            items,
+            decoding,
+            seed,
+            max_prompt=max_prompt,
+            batch_size=size,
+            progress=progress,
+        )
+
+    def _checkpoint_rule(self, student: LoadedModel, settings: Training) -> CheckpointRule:
+        if settings.checkpoint == "last":
+            return Last()
+        suite = suites.get("dolly")
+        items = suites.load_file(suite, self.root / "dolly" / "dev.jsonl", None)
+
+        def score() -> float:
+            texts = self._generate(
+                student, items, self.cell.decoding, self.cell.decoding.seeds[0], "dev", settings.max_prompt
+            )
+            rouge = scoring.score(suite, items, texts).per_item[suite.metric]
+            return sum(rouge) / len(rouge)
+
+        return BestDevRouge(student.lm, score, self.work / "best.pt")
+
+    def score(self, model: LoadedModel) -> tuple[dict[str, Any], float, int]:
+        """Decode and score every suite; returns scores, decoding seconds, characters-independent token count."""
+        scores: dict[str, Any] = {}
+        seconds, tokens = 0.0, 0
+        for run in self.cell.suites:
+            suite = suites.get(run.name)
+            items = suites.load(suite, self.root, run.limit)
+            entry: dict[str, Any] = {
+                "metric": suite.metric,
+                "items": len(items),
+                "items_sha256": suites.items_hash(items),
+            }
+            entry["seeds"] = {}
+            for seed in self.cell.decoding.seeds:
+                texts, spent = self._decoded(model, run, items, seed)
+                seconds += spent
+                tokens += sum(
+                    len(ids) for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+                )
+                entry["seeds"][str(seed)] = self._scored(suite, items, texts, seed)
+            scores[run.name] = entry
+        return scores, seconds, tokens
+
+    def _decoded(
+        self, model: LoadedModel, run: SuiteRun, items: Sequence[Item], seed: int
+    ) -> tuple[list[str], float]:
+        """Texts of one suite and decoding seed; kept in the work folder so that a kill costs one suite at most."""
+        file = self.work / f"{run.name}-{seed}.json"
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if len(kept["texts"]) == len(items):
+                return kept["texts"], float(kept["seconds"])
+        except (OSError, ValueError, KeyError):
+            pass
+        started = time.monotonic()
+        max_prompt = (
+            self.cell.training.max_prompt if self.cell.training else self.cell.decoding.max_length // 2
+        )
+        texts = self._generate(model, items, self.cell.decoding, seed, f"decode {run.name}", max_prompt)
+        seconds = time.monotonic() - started
+        self.work.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".part").write_text(
+            json.dumps({"texts": texts, "seconds": seconds}), encoding="utf-8"
+        )
+        os.replace(file.with_suffix(".part"), file)
+        return texts, seconds
+
+    def _scored(self, suite: Suite, items: Sequence[Item], texts: list[str], seed: int) -> dict[str, Any]:
+        self.context.progress(f"score {suite.name}", 0.0)
+        result = scoring.score(suite, items, texts)
+        return seed_entry(self.context.store, self.cell, suite.name, seed, items, texts, result)
+
+    def record(self, scores: dict[str, Any], trained: Trained | None, chosen: str | None) -> dict[str, Any]:
+        """Everything but provenance and cost."""
+        pair, settings = self.context.pair, self.cell.training
+        described = {"student": models.describe(self.path(pair.student), pair.student)}
+        if self.cell.method != "student" and (
+            self.method is None or self.method.needs.teacher or self.method.needs.teacher_text
+        ):
+            described["teacher"] = models.describe(self.path(pair.teacher), pair.teacher)
+        training = None
+        if trained is not None and settings is not None:
+            training = {
+                "steps": trained.steps,
+                "tokens": trained.tokens,
+                "read_tokens": trained.read_tokens,
+                "curve": [
+                    [step, {name: round(value, 6) for name, value in terms.items()}]
+                    for step, terms in trained.curve
+                ],
+                "checkpoint": f"{settings.checkpoint}: {chosen}",
+                "accumulation": -(-settings.batch // settings.micro_batch),
+                "heads": "reference" if self.context.reference else "tiled",
+            }
+        return {
+            "schema": 1,
+            "cell": self.cell.id,
+            "spec": self.cell.as_dict(),
+            "status": "done",
+            "reason": None,
+            "scores": scores,
+            "training": training,
+            "models": described,
+            "data": locate.data_report(self.cell, self.root),
+            "template_sha256": _prompt_hash(self.root, self.cell.suites),
+        }
+
+
+def seed_entry(
+    store: Store,
+    cell: Cell,
+    suite: str,
+    seed: int,
+    items: Sequence[Item],
+    texts: list[str],
+    result: scoring.Scores,
+) -> dict[str, Any]:
+    """Store generations with their scores; the part of a record that one decoding seed fills."""
+    rows = [
+        {
+            "id": item.id,
+            "text": text,
+            **{metric: round(values[n], 4) for metric, values in result.per_item.items()},
+        }
+        for n, (item, text) in enumerate(zip(items, texts, strict=True))
+    ]
+    means = {metric: sum(values) / len(values) for metric, values in result.per_item.items()}
+    return {
+        "score": means[result.metric],
+        "all": means,
+        "per_item": [round(value, 4) for value in result.per_item[result.metric]],
+        "generations": store.write_generations(cell, suite, seed, rows),
+    }
+
+
+def _prompt_hash(root: Path, runs: Sequence[SuiteRun]) -> str:
+    digest = hashlib.sha256()
+    for run in runs:
+        for item in suites.load(suites.get(run.name), root, run.limit):
+            digest.update(item.prompt.encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""Models as the harness handles them: found, loaded, adapted, and reduced to what methods may see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dskd.batch import Side
+from dskd.vocabulary import Vocabulary
+from harness.cells import Lora
+
+Progress = Callable[[str, float], None]
+
+
+class ModelError(ValueError):
+    """A model that cannot take part, with the reason."""
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model with its tokenizer and where it came from."""
+
+    lm: Any  #: transformers causal LM
+    tokenizer: Any
+    path: Path
+    ref: str
+
+    @property
+    def window(self) -> int:
+        """Longest sequence the model's positions allow."""
+        config = self.lm.config
+        return int(getattr(config, "max_position_embeddings", 1 << 20))
+
+    def side(self) -> Side:
+        """Head, input embedding and vocabulary, cut to the rows that tokenizer ids reach."""
+        return cut_side(self.lm, Vocabulary.from_tokenizer(self.tokenizer))
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Final hidden states (B, L, width) of right-padded ids; causality makes a padding mask needless."""
+        output: Tensor = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return output
+
+
+def cut_side(lm: Any, vocabulary: Vocabulary) -> Side:
+    """The part of a causal LM that methods may see; refuses heads that are more than one matrix."""
+    head, config = lm.get_output_embeddings(), lm.config
+    if head is None:
+        raise ModelError(f"{type(lm).__name__} has no language-model head")
+    if getattr(head, "bias", None) is not None:
+        raise ModelError(f"{type(lm).__name__}: a head with a bias is not supported")
+    for key in ("final_logit_softcapping", "logit_scale"):
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ModelError(f"{type(lm).__name__}: a head with {key} is not supported")
+    if vocabulary.size > head.weight.shape[0]:
+        raise ModelError(
+            f"the tokenizer has ids up to {vocabulary.size - 1}, the head only {head.weight.shape[0]} rows"
+        )
+    rows = vocabulary.size
+    return Side(head.weight[:rows], lm.get_input_embeddings().weight[:rows], vocabulary)
+
+
+def load(path: Path, ref: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load a model folder (safetensors only, no remote code)."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{ref}: the tokenizer has no EOS token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    lm = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+    )
+    lm.eval()
+    return LoadedModel(lm, tokenizer, path, ref)
+
+
+def add_lora(model: LoadedModel, lora: Lora) -> None:
+    """Freeze the model and put adapters on all linear layers of its blocks, in place (peft)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    model.lm.requires_grad_(False)
+    inject_adapter_in_model(config, model.lm)
+    for name, parameter in model.lm.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merge_lora(model: LoadedModel) -> None:
+    """Fold adapters into the weights, leaving a plain model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.lm.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = model.lm.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+
+
+def trainable(module: nn.Module | None) -> list[nn.Parameter]:
+    """Parameters that an optimiser moves; a tied one counts once."""
+    return [] if module is None else [p for p in module.parameters() if p.requires_grad]
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over config, weights and tokenizer files of a model folder, remembered by size and time."""
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".txt"))
+    stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    memo = path / ".fingerprint"
+    if memo.exists():
+        known = json.loads(memo.read_text())
+        if known["stamp"] == stamp:
+            return str(known["sha256"])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    _remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _remember(memo: Path, content: dict[str, Any]) -> None:
+    try:
+        memo.write_text(json.dumps(content))
+    except OSError:  # a read-only model folder is fine; the hash is computed again next time
+        return
+
+
+def describe(path: Path, ref: str) -> dict[str, Any]:
+    """What a record says of a model."""
+    config = AutoConfig.from_pretrained(path)
+    return {
+        "ref": ref,
+        "sha256": fingerprint(path),
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+    }

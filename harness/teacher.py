@@ -1,0 +1,209 @@
+"""The teacher, run once: its final hidden states at response positions, kept on disk in bf16.
+
+A state is ``width`` numbers where the logits would be ``vocabulary``; the head turns one into the
+other exactly when a loss needs them. Every method, seed and epoch shares one file per text set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dskd.batch import Side
+from dskd.vocabulary import Vocabulary
+from harness.data import Encoded, pack
+from harness.models import LoadedModel, Progress, fingerprint, load
+
+#: Hidden states larger than this are recomputed instead of kept (bytes).
+DISK_BUDGET = 20 * 2**30
+TOKENS_PER_FORWARD = 4096
+
+
+class HiddenStates(Protocol):
+    """Final hidden states of a text set, addressed by example."""
+
+    def rows(self, examples: Sequence[int]) -> Tensor:
+        """(sum of response tokens, width) bf16, examples in the order given."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """Memory-mapped states: example e owns rows offsets[e] .. offsets[e + 1] - 1."""
+
+    data: np.ndarray  #: (tokens, width) int16, the bits of bf16
+    offsets: np.ndarray  #: (examples + 1,)
+
+    def rows(self, examples: Sequence[int]) -> Tensor:
+        """See HiddenStates."""
+        parts = [self.data[self.offsets[e] : self.offsets[e + 1]] for e in examples]
+        return torch.from_numpy(np.concatenate(parts)).view(torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class RecomputedStates:
+    """States computed anew at every request, for texts whose cache would not fit the disk budget."""
+
+    model: LoadedModel
+    sequences: Sequence[Encoded]
+
+    def rows(self, examples: Sequence[int]) -> Tensor:
+        """See HiddenStates."""
+        return _forward(self.model, [self.sequences[e] for e in examples])
+
+
+def hidden_states(
+    path: Path,
+    ref: str,
+    sequences: Sequence[Encoded],
+    cache: Path,
+    dtype: torch.dtype,
+    progress: Progress,
+    disk_budget: int = DISK_BUDGET,
+) -> HiddenStates:
+    """The teacher's states on these sequences: from disk, or computed once and kept there."""
+    offsets = np.cumsum([0] + [len(s.response.ids) for s in sequences])
+    folder = cache / "teacher" / _key(path, sequences, dtype)
+    with _locked(folder):
+        stored = _open(folder, offsets)
+        if stored is not None:
+            return stored
+        model = load(path, ref, dtype)
+        needed = int(offsets[-1]) * int(model.lm.config.hidden_size) * 2
+        free = shutil.disk_usage(folder.parent).free
+        if needed > min(disk_budget, free // 2):
+            warnings.warn(
+                f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; the teacher runs at every step",
+                stacklevel=2,
+            )
+            return RecomputedStates(model, sequences)
+        _compute(model, sequences, offsets, folder, progress)
+    stored = _open(folder, offsets)
+    if stored is None:
+        raise OSError(f"{folder}: hidden states unreadable right after they were written")
+    return stored
+
+
+def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype) -> Side:
+    """Head, embedding and vocabulary of a teacher, without loading its layers a second time."""
+    from transformers import AutoTokenizer
+
+    vocabulary = Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(path))
+    file = cache / "teacher" / f"side-{fingerprint(path)[:20]}-{str(dtype).split('.')[1]}.safetensors"
+    with _locked(file):
+        if not file.exists():
+            side = load(path, ref, dtype).side()
+            tied = side.head.data_ptr() == side.embedding.data_ptr()
+            matrices = {"head": side.head} if tied else {"head": side.head, "embedding": side.embedding}
+            save_file({k: v.detach().contiguous() for k, v in matrices.items()}, f"{file}.part")
+            os.replace(f"{file}.part", file)
+    matrices = load_file(file)
+    return Side(matrices["head"], matrices.get("embedding", matrices["head"]), vocabulary)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        yield
+
+
+def _key(path: Path, sequences: Sequence[Encoded], dtype: torch.dtype) -> str:
+    digest = hashlib.sha256(f"{fingerprint(path)} {dtype}".encode())
+    for sequence in sequences:
+        digest.update(len(sequence.prompt).to_bytes(4, "little"))
+        digest.update(np.concatenate([sequence.prompt, sequence.response.ids]).astype(np.int32).tobytes())
+    return digest.hexdigest()[:20]
+
+
+def _open(folder: Path, offsets: np.ndarray) -> StoredStates | None:
+    """The stored states, or None where they are absent, cut short or altered (then rebuilt)."""
+    meta, file = folder / "meta.json", folder / "hidden.bin"
+    try:
+        known = json.loads(meta.read_text())
+        with file.open("rb") as stream:
+            intact = hashlib.file_digest(stream, "sha256").hexdigest() == known["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if not intact:
+        warnings.warn(f"{file}: contents do not match their hash; rebuilding", stacklevel=3)
+        return None
+    data = np.memmap(file, dtype=np.int16, mode="r", shape=(int(offsets[-1]), known["width"]))
+    return StoredStates(data, offsets)
+
+
+@torch.inference_mode()
+def _forward(model: LoadedModel, sequences: Sequence[Encoded]) -> Tensor:
+    packed = pack(sequences)
+    hidden = model.hidden(packed.ids).flatten(0, 1)
+    return hidden[packed.positions].to(torch.bfloat16)
+
+
+def _compute(
+    model: LoadedModel, sequences: Sequence[Encoded], offsets: np.ndarray, folder: Path, progress: Progress
+) -> None:
+    """Fill the file in batches of like length; meta.json with the hash comes last and makes it valid."""
+    width = int(model.lm.config.hidden_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meta.json").unlink(missing_ok=True)
+    file = folder / "hidden.bin"
+    data = np.memmap(file, dtype=np.int16, mode="w+", shape=(int(offsets[-1]), width))
+    order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
+    done = 0
+    for batch in _by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD):
+        states = _forward(model, [sequences[e] for e in batch]).view(torch.int16).numpy()
+        start = 0
+        for e in batch:
+            count = int(offsets[e + 1] - offsets[e])
+            data[offsets[e] : offsets[e + 1]] = states[start : start + count]
+            start += count
+        done += len(batch)
+        progress("teacher states", done / len(order))
+    data.flush()
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    (folder / "meta.part").write_text(
+        json.dumps({"sha256": sha256, "width": width, "tokens": int(offsets[-1])})
+    )
+    os.replace(folder / "meta.part", folder / "meta.json")
+
+
+def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Consecutive groups whose padded size stays within the budget (order: longest first)."""
+    group: list[int] = []
+    for e in order:
+        if group and (len(group) + 1) * lengths[group[0]] > budget:
+            yield group
+            group = []
+        group.append(e)
+    if group:
+        yield group
+
+
+def teacher_texts(file: Path, write: Callable[[], list[str]], count: int) -> list[str]:
+    """The teacher's answers to the training prompts (SeqKD), written once and kept."""
+    with _locked(file):
+        if not file.exists():
+            texts = write()
+            Path(f"{file}.part").write_text(
+                "".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8"
+            )
+            os.replace(f"{file}.part", file)
+    texts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if len(texts) != count:
+        raise ValueError(f"{file}: {len(texts)} texts for {count} prompts")
+    return texts

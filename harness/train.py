@@ -1,0 +1,228 @@
+"""The one training loop: AdamW, cosine, clipping, one normaliser per optimiser step, exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd.batch import Batch, Loss, Side, View
+from dskd.method import Method
+from harness.cells import Training
+from harness.data import PairedData, epoch_batches, micro_batches, pack, pack_pairs
+from harness.models import LoadedModel, Progress, trainable
+from harness.teacher import HiddenStates
+
+CURVE_POINTS = 50
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss stopped being a number; the message has the step, the terms and the examples."""
+
+
+@dataclass
+class Trained:
+    """What a record says of a training."""
+
+    steps: int = 0
+    tokens: int = 0  #: response tokens trained on
+    read_tokens: int = 0  #: tokens the student read, prompts included
+    seconds: float = 0.0
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@dataclass
+class Trainer:
+    """One student under one method. ``teacher`` and ``states`` are None for methods without a teacher."""
+
+    student: LoadedModel
+    method: Method
+    parts: nn.Module | None
+    data: PairedData
+    settings: Training
+    seed: int
+    teacher: Side | None
+    states: HiddenStates | None
+    work: Path  #: the checkpoint lives here
+    progress: Progress
+    at_epoch_end: Callable[[int], None] | None = None  #: for checkpoint rules that score a dev set
+
+    def __post_init__(self) -> None:
+        self.trained = Trained()
+        self.side = self.student.side()
+        self.steps_per_epoch = math.ceil(len(self.data) / self.settings.batch)
+        self.total_steps = self.steps_per_epoch * self.settings.epochs
+        self.optimizer = self._optimizer()
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factors())
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups = [{"params": trainable(self.student.lm), "lr": self.settings.lr}]
+        if parts := trainable(self.parts):
+            groups.append({"params": parts, "lr": self.method.part_lr() or self.settings.lr})
+        return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+
+    def _factors(self) -> list[Callable[[int], float]]:
+        """Cosine from each group's rate to min_lr, without warm-up (methods.md section 6)."""
+
+        def factor(lr: float) -> Callable[[int], float]:
+            floor = min(1.0, self.settings.min_lr / lr)
+            return lambda step: (
+                floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total_steps)))
+            )
+
+        return [factor(group["lr"]) for group in self.optimizer.param_groups]
+
+    def run(self) -> Trained:
+        """Train to the end, from the last checkpoint if there is one."""
+        self.student.lm.train()
+        started = saved = time.monotonic()
+        before = self._restore()
+        for step, rows in self._schedule(self.trained.steps):
+            terms = self._step(step, rows)
+            self.trained.steps = step + 1
+            if (step + 1) % max(1, self.total_steps // CURVE_POINTS) == 0 or step == 0:
+                self.trained.curve.append((step + 1, {name: value.item() for name, value in terms.items()}))
+            self.progress("train", (step + 1) / self.total_steps)
+            if self.at_epoch_end is not None and (step + 1) % self.steps_per_epoch == 0:
+                self.at_epoch_end((step + 1) // self.steps_per_epoch)
+            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                self.trained.seconds = before + time.monotonic() - started
+                self._save()
+                saved = time.monotonic()
+        self.trained.seconds = before + time.monotonic() - started
+        self.student.lm.eval()
+        return self.trained
+
+    def _schedule(self, done: int) -> Iterator[tuple[int, list[int]]]:
+        """(step, global batch) from step ``done`` on."""
+        for epoch in range(done // self.steps_per_epoch, self.settings.epochs):
+            batches = epoch_batches(len(self.data), self.settings.batch, self.seed, epoch)
+            for index, rows in enumerate(batches):
+                step = epoch * self.steps_per_epoch + index
+                if step >= done:
+                    yield step, rows
+
+    def _step(self, step: int, rows: list[int]) -> dict[str, Tensor]:
+        """One optimiser step. Every micro-batch is normalised by the global batch's token count."""
+        normaliser = self.data.response_tokens(rows)
+        lengths = [len(sequence) for sequence in self.data.student]
+        sums: dict[str, Tensor] = {}
+        for micro in micro_batches(rows, lengths, self.settings.micro_batch):
+            loss = self.loss(micro, normaliser)
+            loss.total.backward()
+            for name, value in loss.terms.items():
+                sums[name] = sums[name] + value if name in sums else value
+        parameters = trainable(self.student.lm) + trainable(self.parts)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        if not math.isfinite(norm.item()):
+            ids = ", ".join(self.data.examples[row].id for row in rows)
+            shown = ", ".join(f"{name}={value.item():g}" for name, value in sums.items())
+            raise TrainingDiverged(
+                f"step {step + 1}: gradient norm is {norm.item()} ({shown}; examples {ids})"
+            )
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.tokens += normaliser
+        self.trained.read_tokens += sum(lengths[row] - 1 for row in rows)
+        return sums
+
+    def loss(self, rows: Sequence[int], normaliser: float) -> Loss:
+        """Forward one micro-batch and hand both views to the method."""
+        with self._autocast():
+            batch = self._batch(rows, normaliser)
+            return self.method.loss(batch, self.parts)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.precision == "bf16" and next(self.student.lm.parameters()).dtype == torch.float32:
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _batch(self, rows: Sequence[int], normaliser: float) -> Batch:
+        packed = pack([self.data.student[row] for row in rows])
+        hidden = self.student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)
+        if self.settings.precision == "bf16":
+            hidden = hidden.to(torch.bfloat16)
+        student = View(
+            hidden, self.side.head, self.side.embedding, packed.inputs, packed.labels, packed.offsets
+        )
+        teacher = self._teacher_view(rows)
+        pairs = None
+        if self.data.pairs is not None and teacher is not None:
+            pairs = pack_pairs([self.data.pairs[row] for row in rows], student.offsets, teacher.offsets)
+        return Batch(student, teacher, pairs, normaliser)
+
+    def _teacher_view(self, rows: Sequence[int]) -> View | None:
+        if self.teacher is None or self.states is None or self.data.teacher is None:
+            return None
+        packed = pack([self.data.teacher[row] for row in rows])
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+        hidden = self.states.rows(rows).to(dtype)
+        return View(
+            hidden, self.teacher.head, self.teacher.embedding, packed.inputs, packed.labels, packed.offsets
+        )
+
+    def _state(self) -> dict[str, Any]:
+        names = {name for name, p in self.student.lm.named_parameters() if p.requires_grad}
+        weights = {name: value for name, value in self.student.lm.state_dict().items() if name in names}
+        return {
+            "student": weights,
+            "parts": self.parts.state_dict() if self.parts is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
+            "rng": torch.get_rng_state(),
+            "trained": vars(self.trained),
+        }
+
+    def _save(self) -> None:
+        save_checkpoint(self.work / "checkpoint.pt", self._state())
+
+    def _restore(self) -> float:
+        """Load the checkpoint, if an intact one exists; returns the seconds already spent."""
+        state = load_checkpoint(self.work / "checkpoint.pt")
+        if state is None:
+            return 0.0
+        self.student.lm.load_state_dict(state["student"], strict=False)
+        if self.parts is not None:
+            self.parts.load_state_dict(state["parts"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.__dict__.update(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        self.trained = Trained(**state["trained"])
+        return self.trained.seconds
+
+
+def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint and its hash, each atomically; a kill between leaves the older pair or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    with part.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    file.with_suffix(".sha256").unlink(missing_ok=True)
+    os.replace(part, file)
+    part.write_text(digest)
+    os.replace(part, file.with_suffix(".sha256"))
+
+
+def load_checkpoint(file: Path) -> dict[str, Any] | None:
+    """A checkpoint whose hash holds (tensors and plain data only, never pickled code), else None."""
+    try:
+        digest = file.with_suffix(".sha256").read_text()
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                return None
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return state

@@ -1,0 +1,147 @@
+"""The training loop: accumulation changes nothing, resume is exact, trouble is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dskd.batch import Batch, Loss, Pair
+from dskd.method import Method, create
+from harness import data, methods, models
+from harness.cells import Lora, Training
+from harness.teacher import hidden_states, teacher_side
+from harness.train import Trainer, TrainingDiverged, load_checkpoint, save_checkpoint
+
+EXAMPLES = [
+    data.Example(
+        str(n),
+        f"### Instruction:\nName item {n}.\n\n### Response:\n",
+        "geese " * (n % 5 + 1) + "naïve\nboats",
+    )
+    for n in range(10)
+]
+SETTINGS = Training(examples=None, epochs=2, batch=5, micro_batch=5, lr=1e-3, max_length=96, max_prompt=48)
+
+
+def silent(stage: str, fraction: float) -> None:
+    """No progress."""
+
+
+def trainer(student: Path, teacher: Path, work: Path, address: str, settings: Training = SETTINGS) -> Trainer:
+    """A trainer as a cell would make it."""
+    methods.load()
+    torch.manual_seed(3)
+    model = models.load(student, "student")
+    if settings.lora:
+        models.add_lora(model, settings.lora)
+    encoded = data.encode_examples(
+        model.tokenizer, EXAMPLES, max_prompt=settings.max_prompt, max_length=settings.max_length
+    )
+    method = create(address)
+    side = teacher_side(teacher, "teacher", work / "cache", torch.float32)
+    states = hidden_states(teacher, "teacher", encoded, work / "cache", torch.float32, silent)
+    torch.manual_seed(3)
+    parts = method.build(Pair(model.side(), side, work / "maps"))
+    paired = data.PairedData(EXAMPLES, encoded, encoded, None)
+    return Trainer(model, method, parts, paired, settings, 3, side, states, work, silent)
+
+
+def weights(run: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of the student's weights."""
+    return {name: value.clone() for name, value in run.student.lm.state_dict().items()}
+
+
+@pytest.mark.parametrize("address", ["sft", "kl", "dskd-v1/kl"])
+def test_accumulation_changes_nothing(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path, address: str
+) -> None:
+    whole = trainer(student_folder, teacher_folder, tmp_path / "a", address)
+    split = trainer(
+        student_folder, teacher_folder, tmp_path / "b", address, dataclasses.replace(SETTINGS, micro_batch=2)
+    )
+    whole.run(), split.run()
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(split)[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(4, 8, 0.1)])
+def test_resume_is_exact(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path, lora: Lora | None
+) -> None:
+    settings = dataclasses.replace(SETTINGS, lora=lora)
+    undisturbed = trainer(student_folder, teacher_folder, tmp_path / "a", "dskd-v1/kl", settings)
+    undisturbed.run()
+    killed = trainer(student_folder, teacher_folder, tmp_path / "b", "dskd-v1/kl", settings)
+    killed.student.lm.train()
+    for step, rows in list(killed._schedule(0))[:3]:
+        killed._step(step, rows)
+        killed.trained.steps = step + 1
+    killed._save()
+    again = trainer(student_folder, teacher_folder, tmp_path / "b", "dskd-v1/kl", settings)
+    again.run()
+    for name, value in weights(undisturbed).items():
+        assert torch.equal(weights(again)[name], value), name
+    assert again.trained.tokens == undisturbed.trained.tokens
+
+
+def test_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(file, {"x": torch.ones(100)})
+    assert load_checkpoint(file) is not None
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    assert load_checkpoint(file) is None
+
+
+def test_lora_trains_adapters_only_and_merges(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = trainer(
+        student_folder, teacher_folder, tmp_path, "kl", dataclasses.replace(SETTINGS, lora=Lora(4, 8, 0.0))
+    )
+    head = run.student.lm.get_output_embeddings().weight.clone()
+    run.run()
+    assert torch.equal(run.student.lm.get_output_embeddings().weight, head)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        adapted = run.student.hidden(ids)
+        models.merge_lora(run.student)
+        merged = run.student.hidden(ids)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    assert not any("lora" in name for name, _ in run.student.lm.named_parameters())
+
+
+class _Explodes(Method):
+    """A method whose loss is not a number from the second step on."""
+
+    calls = 0
+
+    def loss(self, batch: Batch, parts: torch.nn.Module | None) -> Loss:
+        type(self).calls += 1
+        total = batch.student.hidden.sum() * (float("nan") if self.calls > 1 else 1.0)
+        return Loss(total, {"ce": total.detach()})
+
+
+def test_divergence_is_reported(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    run = trainer(student_folder, teacher_folder, tmp_path, "sft")
+    run.method = _Explodes(run.method.spec, run.method.entry)
+    with pytest.raises(TrainingDiverged, match=r"step 2: .*ce=nan.*examples \d"):
+        run.run()
+
+
+def test_truncated_teacher_states_are_rebuilt(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = trainer(student_folder, teacher_folder, tmp_path, "kl")
+    assert run.states is not None
+    before = run.states.rows([0, 3]).clone()
+    file = next((tmp_path / "cache").rglob("hidden.bin"))
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="rebuilding"):
+        again = trainer(student_folder, teacher_folder, tmp_path, "kl")
+    assert again.states is not None
+    assert torch.equal(again.states.rows([0, 3]), before)

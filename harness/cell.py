@@ -231,7 +231,7 @@ class _Walk:
         return BestDevRouge(student.lm, score, self.work / "best.pt")
 
     def score(self, model: LoadedModel) -> tuple[dict[str, Any], float, int]:
-        """Decode and score every suite; returns scores, decoding seconds, characters-independent token count."""
+        """Decode and score every suite; returns scores, seconds of decoding, tokens written."""
         scores: dict[str, Any] = {}
         seconds, tokens = 0.0, 0
         for run in self.cell.suites:
@@ -256,7 +256,7 @@ class _Walk:
     def _decoded(
         self, model: LoadedModel, run: SuiteRun, items: Sequence[Item], seed: int
     ) -> tuple[list[str], float]:
-        """Texts of one suite and decoding seed; kept in the work folder so that a kill costs one suite at most."""
+        """Texts of one suite and decoding seed, kept in the work folder: a kill costs one suite at most."""
         file = self.work / f"{run.name}-{seed}.json"
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))

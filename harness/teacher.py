@@ -87,7 +87,8 @@ def hidden_states(
         free = shutil.disk_usage(folder.parent).free
         if needed > min(disk_budget, free // 2):
             warnings.warn(
-                f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; the teacher runs at every step",
+                f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; "
+                "the teacher runs at every step",
                 stacklevel=2,
             )
             return RecomputedStates(model, sequences)

@@ -26,7 +26,7 @@ CURVE_POINTS = 50
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
-class TrainingDiverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss stopped being a number; the message has the step, the terms and the examples."""
 
 
@@ -127,9 +127,7 @@ class Trainer:
         if not math.isfinite(norm.item()):
             ids = ", ".join(self.data.examples[row].id for row in rows)
             shown = ", ".join(f"{name}={value.item():g}" for name, value in sums.items())
-            raise TrainingDiverged(
-                f"step {step + 1}: gradient norm is {norm.item()} ({shown}; examples {ids})"
-            )
+            raise DivergedError(f"step {step + 1}: gradient norm is {norm.item()} ({shown}; examples {ids})")
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)

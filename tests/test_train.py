@@ -13,7 +13,7 @@ from dskd.method import Method, create
 from harness import data, methods, models
 from harness.cells import Lora, Training
 from harness.teacher import hidden_states, teacher_side
-from harness.train import Trainer, TrainingDiverged, load_checkpoint, save_checkpoint
+from harness.train import DivergedError, Trainer, load_checkpoint, save_checkpoint
 
 EXAMPLES = [
     data.Example(
@@ -129,7 +129,7 @@ class _Explodes(Method):
 def test_divergence_is_reported(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
     run = trainer(student_folder, teacher_folder, tmp_path, "sft")
     run.method = _Explodes(run.method.spec, run.method.entry)
-    with pytest.raises(TrainingDiverged, match=r"step 2: .*ce=nan.*examples \d"):
+    with pytest.raises(DivergedError, match=r"step 2: .*ce=nan.*examples \d"):
         run.run()
 
 

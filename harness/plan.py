@@ -88,7 +88,7 @@ class Plan:
 def make(request: Request, store: Store) -> Plan:
     """The plan of a request. PlanError, MethodError, TableError or PairError where it names what is not."""
     chosen = _tables(request)
-    rows = _select(chosen, request.methods) if request.teacher is None else [(t, row) for t in chosen for row in t.rows]
+    rows = _select(chosen, () if request.teacher else request.methods)
     steps: dict[str, Step] = {}
     absent: list[str] = []
     used: set[str] = set()
@@ -120,7 +120,7 @@ def _tables(request: Request) -> list[Table]:
 
 
 def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
-    """A table for a user's own pair: the suites of ``base``, and the methods asked for (or the base's rows)."""
+    """A table for a user's own pair: the suites of ``base``, the methods asked for (or the base's rows)."""
     pair = pairs.own(str(request.teacher), str(request.student), request.scale)
     side: Side = "cross" if pair.same_vocabulary is False else "same"
     if request.methods:
@@ -128,7 +128,7 @@ def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
     elif rows_of_base:
         asked = [Row(row.label, row.method, side, ()) for row in base.rows if row.side == side]
     else:
-        raise PlanError("an own pair needs --methods (say sft,kl,dskd-v2/kl) or --table, whose rows are taken")
+        raise PlanError("an own pair needs --methods (say sft,dskd-v2/kl) or --table, whose rows it takes")
     ends = [Row("Teacher", "teacher", side, ()), Row("Student before training", "student", side, ())]
     rows = {row.method: row for row in (*ends, *asked)}
     return dataclasses.replace(
@@ -235,7 +235,9 @@ def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
     return method, ""
 
 
-def _suites(table: Table, setting: scales.Setting, request: Request) -> tuple[tuple[SuiteRun, ...], list[str]]:
+def _suites(
+    table: Table, setting: scales.Setting, request: Request
+) -> tuple[tuple[SuiteRun, ...], list[str]]:
     """The suites that can be scored, and a line for each that cannot."""
     runs, missing = [], []
     for name in table.suites:
@@ -243,7 +245,7 @@ def _suites(table: Table, setting: scales.Setting, request: Request) -> tuple[tu
         if why:
             missing.append(f"suite {name}: {why}")
         else:
-            runs.append(SuiteRun(name, suite_version(name), setting.limit_of(name)))
+            runs.append(SuiteRun(name, suite_version(name), setting.limit))
     return tuple(runs), missing
 
 
@@ -260,11 +262,11 @@ def _suite_missing(name: str, request: Request) -> str:
         return ""
     from evals import suites
 
-    root = data_root(request)
-    if root is None:
-        return f"no data; {DATA_REMEDY}"
-    file = suites.file_of(suites.get(name), root)
-    return "" if file.is_file() else f"{file} is not there; {DATA_REMEDY}"
+    try:
+        suites.file_of(suites.get(name), data_root(request))
+    except suites.SuiteError as error:
+        return f"{error}; {DATA_REMEDY}"
+    return ""
 
 
 DATA_REMEDY = "give a folder with --data, or run `python reproduce.py --fetch small`"
@@ -305,7 +307,7 @@ def _versions(
             found["divergence"] = DIVERGENCES[base].version
     if request.scale == "tiny":
         found |= _tiny_versions()
-    for ref in _refs(row.method, pair):
+    for ref in _refs(row.method, pair) if method is not None or not row.trained else ():
         if not ref.startswith("tiny:") and (path := resolve(ref, request.cache)[0]) is not None:
             found[f"files of {ref}"] = fingerprint(path)
     return tuple(sorted(found.items()))
@@ -338,7 +340,8 @@ def resolve(ref: str, cache: Path) -> tuple[Path | None, str]:
 def fingerprint(path: Path) -> int:
     """48 bits over a model folder's files: names, sizes, and the first and last 64 KiB of each.
 
-    Enough to tell two trainings of one architecture apart without reading gigabytes; the record has the whole hash.
+    Enough to tell two trainings of one architecture apart without reading gigabytes; the record has the
+    whole hash.
     """
     digest = hashlib.sha256()
     kinds = (".safetensors", ".json", ".model", ".txt")
@@ -405,7 +408,8 @@ def _no_gpu(step: Step, request: Request) -> str:
     here = max((mib / 1024 for _, mib in gpus()), default=0.0)
     if needed is None or needed <= here:
         return ""
-    return f"needs GPUs: about {needed:.0f} GiB; " + (f"the largest here has {here:.0f}" if here else "there is none here")
+    found = f"the largest here has {here:.0f}" if here else "there is none here"
+    return f"needs GPUs: about {needed:.0f} GiB; {found}"
 
 
 def _no_model(step: Step, request: Request) -> str:

@@ -30,11 +30,6 @@ class Setting:
     decoding: Decoding
     data: str  #: name of the training set
     limit: int | None = None  #: items of a suite that are scored; None takes all
-    limits: tuple[tuple[str, int], ...] = ()  #: suites with a limit of their own
-
-    def limit_of(self, suite: str) -> int | None:
-        """How many items of this suite are scored; None for all."""
-        return dict(self.limits).get(suite, self.limit)
 
 
 @dataclass(frozen=True)
@@ -79,14 +74,19 @@ _SMALL_DECODING = Decoding(max_new_tokens=128, no_repeat_ngram=6)
 _SMALL_GREEDY = Decoding(temperature=0.0, max_new_tokens=256)
 
 _PAPER = Training(
-    examples=None, epochs=20, batch=32, micro_batch=4, lr=5e-4, precision="bf16", checkpoint="best-dev-rouge"
+    examples=None,
+    epochs=20,
+    batch=32,
+    micro_batch=4,
+    lr=5e-4,
+    precision="bf16",
+    checkpoint="best-dev-rouge",
 )
 _PAPER_LORA = dataclasses.replace(_PAPER, epochs=10, lr=1e-3, lora=Lora(rank=256, alpha=8, dropout=0.1))
 _PAPER_REASONING = dataclasses.replace(_PAPER, epochs=3, batch=128, lr=1e-5, checkpoint="last")
 #: Five decoding seeds on one checkpoint; the released scorer forbids repeated 6-grams and takes 512 in all.
 _PAPER_DECODING = Decoding(no_repeat_ngram=6, max_new_tokens=512, seeds=(10, 20, 30, 40, 50))
 _PAPER_GREEDY = Decoding(temperature=0.0, max_new_tokens=1024, max_length=2048)
-_UNNI = (("unni", 10_000),)
 
 SETTINGS: dict[tuple[str, str], Setting] = {
     ("tiny", "table1-same"): Setting(_TINY, _TINY_DECODING, "train/instructions", limit=100),
@@ -101,10 +101,10 @@ SETTINGS: dict[tuple[str, str], Setting] = {
     ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
     ("small", "maths"): Setting(_SMALL_MATHS, _SMALL_GREEDY, "gsm8k/train", limit=50),
     ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp/train", limit=50),
-    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
-    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly/train", limits=_UNNI),
-    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train", limits=_UNNI),
-    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train", limits=_UNNI),
+    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly/train"),
+    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly/train"),
+    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train"),
+    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train"),
     ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa/train"),
     ("paper", "code"): Setting(
         dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder/train"
@@ -122,7 +122,7 @@ METHOD_SETTINGS: dict[tuple[str, str, str], Mapping[str, int]] = {
 def setting(
     pair: PairSpec, group: Group, method: str = "", overrides: Mapping[str, float] | None = None
 ) -> Setting:
-    """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it, overridden."""
+    """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it."""
     recipe = pair.recipe if group == "instructions" else group
     found = SETTINGS[pair.scale, recipe]
     special: Mapping[str, Any] = METHOD_SETTINGS.get((pair.scale, recipe, method), {})
@@ -167,7 +167,7 @@ def _in_training(name: str) -> Callable[[Setting, float], Setting]:
 
 
 def _prompts(found: Setting, value: float) -> Setting:
-    return dataclasses.replace(found, limit=int(value), limits=())
+    return dataclasses.replace(found, limit=int(value))
 
 
 def _decodings(found: Setting, value: float) -> Setting:
@@ -176,7 +176,9 @@ def _decodings(found: Setting, value: float) -> Setting:
 
 
 def _new_tokens(found: Setting, value: float) -> Setting:
-    return dataclasses.replace(found, decoding=dataclasses.replace(found.decoding, max_new_tokens=int(value)))
+    return dataclasses.replace(
+        found, decoding=dataclasses.replace(found.decoding, max_new_tokens=int(value))
+    )
 
 
 _OVERRIDES: dict[str, Callable[[Setting, float], Setting]] = {

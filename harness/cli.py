@@ -1,0 +1,271 @@
+"""The command line: read the request, hand it to the command that serves it, turn errors into one line.
+
+Exit codes: 0 all asked for is there; 1 a cell failed or could not run; 2 wrong input; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from dskd.method import MethodError
+from harness import commands, run, scales, tables
+from harness.commands import Options
+from harness.pairs import PairError
+from harness.plan import PlanError, Request
+from harness.provenance import gpus
+from harness.scales import ScaleError
+from harness.store import StoreError
+from harness.tables import TableError
+
+INPUT_ERRORS = (MethodError, PairError, PlanError, ScaleError, StoreError, TableError)
+EXPORTS = ("md", "csv", "tex", "json")
+STOPPED = 130
+
+EPILOG = """\
+examples:
+  python reproduce.py --table 2                         table 2 on this machine
+  python reproduce.py --table 2 --methods sft,kl --seeds 1
+  python reproduce.py --table 1 --scale paper --dry-run what the published protocol would take
+  python reproduce.py --teacher MODEL --student MODEL --methods sft,dskd-v2/kl --data DIR
+  python reproduce.py --explain dskd-v2/srkl            what exactly is computed, and by whose authority
+
+A finished cell is never run again: after an interruption, the same command goes on.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _serve(options, arguments)
+    except INPUT_ERRORS as error:
+        print(f"reproduce.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # the reader, say `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill counts as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options, in the groups a reader looks for them."""
+    root = argparse.ArgumentParser(
+        prog="reproduce.py",
+        description="Reproduce the tables of Dual-Space Knowledge Distillation, or run its methods on your own pair.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _what(root.add_argument_group("what to do"))
+    _which(root.add_argument_group("which cells"))
+    _own(root.add_argument_group("a pair of your own"))
+    _how(root.add_argument_group("how"))
+    return root
+
+
+def _what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--table",
+        metavar="T",
+        help="1, 2, 3, math, code, or paper:table such as dskd-v1:2; several with commas",
+    )
+    group.add_argument("--list", action="store_true", help="methods, tables, suites and pairs")
+    group.add_argument(
+        "--dry-run", action="store_true", help="cells, what is cached, time, and what cannot run and why"
+    )
+    group.add_argument("--rescore", action="store_true", help="score stored answers again, without a model")
+    group.add_argument("--explain", metavar="ADDRESS", help="a method's page of the convention ledger")
+    group.add_argument(
+        "--conformance",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="check a method (or all) against the contract",
+    )
+    group.add_argument("--fetch", metavar="SCALE", choices=("small",), help="fetch what scale small needs")
+
+
+def _which(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--scale",
+        choices=scales.SCALES,
+        help="default: tiny without a GPU, paper with one; an own pair: small",
+    )
+    group.add_argument(
+        "--methods", metavar="A,B", type=_words, default=(), help="rows by address, name or label"
+    )
+    group.add_argument(
+        "--pairs", metavar="P,Q", type=_words, default=(), help="pairs by name, or same, cross"
+    )
+    group.add_argument(
+        "--seeds",
+        metavar="S",
+        type=_seeds,
+        default=(),
+        help="training seeds 1,2,3, or one number N for 1..N",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="K=V,..",
+        type=_budget,
+        default={},
+        help="examples=, epochs=, prompts= ..: kept in the cell",
+    )
+
+
+def _own(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--teacher", metavar="MODEL", help="folder, hub name, or tiny:/small: reference")
+    group.add_argument("--student", metavar="MODEL", help="the same; --methods says what to run")
+    group.add_argument(
+        "--plugin",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="Python file with a method of your own",
+    )
+
+
+def _how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data", metavar="DIR", type=Path, help="folder of suites and training files")
+    group.add_argument(
+        "--results", metavar="DIR", type=Path, default=Path("results"), help="default: results/"
+    )
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="models and teacher states; default: $DSKD_CACHE or .cache/",
+    )
+    group.add_argument(
+        "--jobs", metavar="N", type=_count, help="cells side by side; default: what the machine can bear"
+    )
+    group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
+    group.add_argument(
+        "--reference", action="store_true", help="plain heads, whole logits: slow, to check the tiled ones"
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError("is empty")
+    return words
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """``1,2,3`` as it stands; a single number N means 1 to N."""
+    try:
+        numbers = [int(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers") from None
+    if min(numbers) < 1 or len(set(numbers)) < len(numbers) or max(numbers) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r}: seeds are different whole numbers from 1 on")
+    if len(numbers) == 1 and "," not in text:
+        if numbers[0] > 100:
+            raise argparse.ArgumentTypeError(
+                f"{text} seeds are too many; for the one seed {text} write {text},"
+            )
+        return tuple(range(1, numbers[0] + 1))
+    return tuple(numbers)
+
+
+def _budget(text: str) -> dict[str, float]:
+    try:
+        return scales.parse_overrides(text)
+    except ScaleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Choose the command. Exactly one thing is done; a request without one is wrong input."""
+    single: dict[str, Callable[[], int]] = {
+        "list": lambda: commands.listing(options.plugin),
+        "explain": lambda: commands.explain(options.explain, options.plugin),
+        "conformance": lambda: commands.conformance(options.conformance, options.plugin),
+        "fetch": lambda: commands.fetch(options.fetch, _cache(options)),
+    }
+    asked = [name for name in single if getattr(options, name) not in (None, False)]
+    own = options.teacher is not None or options.student is not None
+    if len(asked) + bool(options.table or own) != 1:
+        several = "--table (or --teacher and --student), --list, --explain, --conformance, --fetch"
+        raise PlanError(f"ask for one of {several}; see --help")
+    if asked:
+        return single[asked[0]]()
+    request, settings = _request(options), _settings(options, arguments)
+    chosen = Options(settings, options.jobs or run.default_jobs(request.scale), options.export)
+    if options.dry_run:
+        return commands.dry_run(request, chosen)
+    if options.rescore:
+        return commands.rescore(request, chosen)
+    return commands.reproduce(request, chosen)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    if (options.teacher is None) != (options.student is None):
+        raise PlanError("--teacher and --student go together")
+    if options.data is not None and not options.data.is_dir():
+        raise PlanError(f"--data {options.data} is no folder")
+    names = _words(options.table) if options.table else ()
+    for name in names:
+        tables.load(name)
+    return Request(
+        scale=options.scale or _default_scale(options),
+        tables=names,
+        methods=options.methods,
+        pairs=options.pairs,
+        seeds=options.seeds,
+        budget=options.budget,
+        teacher=options.teacher,
+        student=options.student,
+        data=options.data,
+        cache=_cache(options),
+        reference=options.reference,
+    )
+
+
+def _default_scale(options: argparse.Namespace) -> str:
+    """Tiny needs nothing; an own pair of real models is small; a GPU makes the published protocol thinkable."""
+    if options.teacher is not None:
+        return (
+            "tiny"
+            if options.teacher.startswith("tiny:") and options.student.startswith("tiny:")
+            else "small"
+        )
+    return "paper" if gpus() else "tiny"
+
+
+def _cache(options: argparse.Namespace) -> Path:
+    return (options.cache or run.default_cache()).resolve()
+
+
+def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> run.Settings:
+    return run.Settings(
+        results=options.results.resolve(),
+        cache=_cache(options),
+        data=options.data.resolve() if options.data else None,
+        reference=options.reference,
+        command=shlex.join(["python", "reproduce.py", *arguments]),
+        plugins=tuple(str(Path(file).resolve()) for file in options.plugin),
+    )

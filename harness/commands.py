@@ -1,0 +1,256 @@
+"""One function per command. Results go to stdout, everything said on the way to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dskd import method
+from harness import estimate, methods, pairs, plan, run, tables
+from harness.estimate import duration
+from harness.plan import Plan, Request
+from harness.pool import Outcome
+from harness.store import Store
+from harness.tables import Table
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run and show, whatever is asked."""
+
+    settings: run.Settings
+    jobs: int
+    export: str | None
+
+
+def reproduce(request: Request, options: Options) -> int:
+    """Run what is missing, then print the tables, even when cells failed. 1 unless every cell is there."""
+    planned, store = _plan(request, options)
+    outcomes: dict[str, Outcome] = {}
+    todo = planned.of("run")
+    if todo:
+        _say(_intention(planned, options))
+        try:
+            outcomes = _execute(planned, options)
+        except KeyboardInterrupt:
+            finished = sum(store.has(step.cell.id) for step in todo)
+            _say(f"stopped; {finished} of {len(todo)} cells done; run the same command to go on")
+            return 130
+    _report(planned, store, outcomes, options)
+    for step, reason in run.failures(planned, outcomes):
+        _say(f"failed: {step.cell}: {reason}")
+    whole = not run.failures(planned, outcomes) and not planned.of("refused")
+    return 0 if whole else 1
+
+
+def _plan(request: Request, options: Options) -> tuple[Plan, Store]:
+    methods.load(options.settings.plugins)
+    store = Store(options.settings.results)
+    return plan.make(request, store), store
+
+
+def _intention(planned: Plan, options: Options) -> str:
+    todo, done = planned.of("run"), planned.of("done")
+    return (
+        f"scale {planned.request.scale}: {len(todo)} cells to run, {len(done)} done before, {_time(planned, options)}"
+        + (f", models to build first: {len(planned.builds)} at most" if planned.builds else "")
+    )
+
+
+def _time(planned: Plan, options: Options) -> str:
+    seconds = [step.seconds for step in planned.of("run")]
+    if not sum(seconds):
+        return "time unknown"
+    jobs = min(options.jobs, len(seconds))
+    together = max(sum(seconds) / jobs, max(seconds))
+    return f"about {duration(together)} with {jobs} side by side"
+
+
+def _execute(planned: Plan, options: Options) -> dict[str, Outcome]:
+    from harness.screen import Screen
+
+    settings = options.settings
+    total = len(planned.of("run")) + (len(planned.builds) if settings.compute == run.COMPUTE else 0)
+    with Screen(total, settings.results / "work" / "run.log") as screen:
+        return run.execute(planned, settings, options.jobs, screen)
+
+
+def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], options: Options) -> None:
+    """Print every table; a whole one is also kept as Markdown beside the records."""
+    from harness import report
+
+    request = planned.request
+    found = run.entries(planned, store, outcomes)
+    for table in planned.tables:
+        shown = _scored(table, planned)
+        info = {side: _pair_words(name) for side, name in table.pairs[request.scale].items()}
+        style = options.export or "terminal"
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(
+            report.render(shown, request.scale, found[table.id], info, style, width, color=_colour(style))
+        )
+        if not (request.methods or request.pairs or request.seeds or request.budget or request.teacher):
+            file = report.path(store.root, request.scale, table.id)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(
+                report.render(shown, request.scale, found[table.id], info, "md"), encoding="utf-8"
+            )
+    for line in planned.absent:
+        _say(f"not run: {line}")
+
+
+def _scored(table: Table, planned: Plan) -> Table:
+    """The table with the suites that its cells are scored on."""
+    steps = [step for step in planned.steps if any(row.startswith(f"{table.id} ") for row in step.rows)]
+    scored = {run.name for step in steps for run in step.cell.suites}
+    return dataclasses.replace(table, suites=tuple(s for s in table.suites if s in scored) or table.suites)
+
+
+def _pair_words(name: str) -> str:
+    pair = pairs.get(name)
+    return f"{pair.teacher} -> {pair.student}"
+
+
+def _colour(style: str) -> bool:
+    return style == "terminal" and sys.stdout.isatty()
+
+
+def dry_run(request: Request, options: Options) -> int:
+    """Say what would be done, and what stands in the way. Loads no model."""
+    planned, _ = _plan(request, options)
+    print(f"scale {request.scale}, {len(planned.steps)} cells")
+    for step in planned.steps:
+        said = {"done": "done", "run": _cost(step), "refused": f"not run: {step.reason}"}[step.state]
+        print(f"  {step.cell.id}  {step.cell}  {said}")
+    for line in planned.absent:
+        print(f"  not run: {line}")
+    for ref in planned.builds:
+        print(f"  {ref}: built on first use")
+    if request.scale == "paper":
+        _print_paper(planned)
+    states = Counter(step.state for step in planned.steps)
+    print(
+        f"{states['run']} to run, {states['done']} done, {states['refused']} cannot run; {_time(planned, options)}"
+    )
+    return 0
+
+
+def _cost(step: plan.Step) -> str:
+    return f"to run, about {duration(step.seconds)}" if step.seconds else "to run"
+
+
+def _print_paper(planned: Plan) -> None:
+    """Downloads, GPU hours and memory of the published protocol, with how they were reckoned."""
+    hours = {step.cell.id: estimate.gpu_hours(step.cell, step.pair) for step in planned.steps}
+    print("models:")
+    for ref in dict.fromkeys(
+        ref for step in planned.steps for ref in (step.pair.teacher, step.pair.student)
+    ):
+        if facts := pairs.MODELS.get(ref):
+            gib = 2 * facts.parameters / 2**30
+            print(
+                f"  {ref}: {facts.parameters / 1e9:.2f} B, {gib:.1f} GiB in bf16, {facts.licence}. {facts.note}".rstrip(
+                    ". "
+                )
+            )
+    print("data: " + ", ".join(sorted({step.cell.data for step in planned.steps if step.cell.data})))
+    for name in dict.fromkeys(step.pair.name for step in planned.steps):
+        steps = [step for step in planned.steps if step.pair.name == name]
+        known = [hours[step.cell.id] or 0.0 for step in steps]
+        memory = max((estimate.gpu_gib(step.cell, step.pair) or 0.0) for step in steps)
+        print(f"  {name}: {len(steps)} cells, {sum(known):.0f} A100 hours, {memory:.0f} GiB on one GPU")
+    print(
+        f"in all {sum(h or 0.0 for h in hours.values()):.0f} A100 hours ({' '.join((estimate.__doc__ or '').split())})"
+    )
+
+
+def rescore(request: Request, options: Options) -> int:
+    """Score the stored answers of finished cells again; 1 if any comes out differently."""
+    from harness import rescoring
+
+    planned, store = _plan(request, options)
+    done = planned.of("done")
+    if not done:
+        _say("no finished cell of this request has stored answers")
+        return 1
+    faults = [fault for step in done for fault in rescoring.differences(step.cell, store, request)]
+    for fault in faults:
+        print(fault)
+    print(
+        f"{len(done)} cells scored again: {'all as recorded' if not faults else f'{len(faults)} differences'}"
+    )
+    return 1 if faults else 0
+
+
+def listing(plugins: Sequence[str]) -> int:
+    """Methods with citation and needs, tables, suites and pairs."""
+    from evals.suites import SUITES
+
+    methods.load(plugins)
+    print("methods (--explain NAME for the formula and the conventions)")
+    for name in method.names():
+        entry = method.entry(name)
+        print(f"  {name:<16} {entry.title}. {entry.citation}")
+        print(f"  {'':<16} needs {_needs(entry)}{_variants(entry)}")
+    print("\ntables")
+    for table in map(tables.load, tables.ids()):
+        print(
+            f"  {table.id:<6} {table.title} [{', '.join(table.aliases)}], {len(table.rows)} rows: {', '.join(table.suites)}"
+        )
+    print("\nsuites")
+    for suite in SUITES.values():
+        print(f"  {suite.name:<10} {suite.title}, {suite.metric}, version {suite.version}")
+    print("\npairs (teacher -> student)")
+    for pair in pairs.PAIRS.values():
+        print(f"  {pair.name:<24} {pair.teacher} -> {pair.student}")
+    return 0
+
+
+def _needs(entry: method.Entry) -> str:
+    needs = entry.needs
+    parts = [
+        "a teacher" if needs.teacher else "",
+        {"same": "one vocabulary", "different": "two vocabularies", "any": ""}[needs.vocabulary],
+        {"none": "", "spans": "aligned spans", "edit-distance": "edit-distance alignment"}[needs.alignment],
+        "teacher texts" if needs.teacher_text else "",
+        "student samples" if needs.student_samples else "",
+    ]
+    return ", ".join(part for part in parts if part) or "nothing but data"
+
+
+def _variants(entry: method.Entry) -> str:
+    divergence = "; takes /divergence" if entry.divergences else ""
+    return divergence + (f"; variants @{', @'.join(entry.variants)}" if entry.variants else "")
+
+
+def explain(address: str, plugins: Sequence[str]) -> int:
+    """A method's page of the ledger."""
+    from harness.explain import explain as page
+
+    methods.load(plugins)
+    print(page(address))
+    return 0
+
+
+def conformance(address: str, plugins: Sequence[str]) -> int:
+    """Check methods against the contract; 1 if any breaks it."""
+    from harness import conformance as suite
+
+    methods.load(plugins)
+    return suite.run(address or None)
+
+
+def fetch(scale: str, cache: Path) -> int:
+    """Fetch what a scale needs; 1 if something is missing in the end."""
+    from harness import sources
+
+    return sources.fetch(scale, cache)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,171 @@
+"""Runs the cells of a plan: models first, then cells, each finished record kept at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from harness import pairs
+from harness.cells import Cell
+from harness.plan import Plan, Step
+from harness.pool import Busy, Job, Listener, Outcome, Pool
+from harness.provenance import cores, gpus, memory_bytes
+from harness.store import Store
+
+Progress = Callable[[str, float], None]
+Compute = Callable[[Cell, "Settings", Progress], dict[str, Any]]
+Entry = dict[str, Any] | str | None  #: a record, why there will be none, or nothing yet
+
+#: What computes a cell: ``module:function`` of (cell, settings, progress) -> record.
+COMPUTE = "harness.run:compute"
+GIB_PER_CELL = {"tiny": 1.5, "small": 8.0, "paper": 16.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker must know beside the cell."""
+
+    results: Path
+    cache: Path
+    data: Path | None = None
+    reference: bool = False
+    command: str = ""
+    plugins: tuple[str, ...] = ()
+    compute: str = COMPUTE
+
+
+def default_jobs(scale: str) -> int:
+    """Cells side by side that this machine can bear."""
+    room = int(memory_bytes() / 2**30 / GIB_PER_CELL[scale]) or 1
+    if scale == "tiny":
+        return max(1, min(len(cores()), room))
+    if gpus():
+        return len(gpus())
+    return max(1, min(len(cores()) // 4, room))
+
+
+def pool(scale: str, jobs: int, settings: Settings) -> Pool:
+    """Workers for a scale. At tiny each has one thread on any machine, so that sums are added in one order."""
+    threads = 1 if scale == "tiny" else max(1, len(cores()) // jobs)
+    return Pool(jobs, threads, settings.results / "work" / "logs", 0 if scale == "tiny" else len(gpus()))
+
+
+def execute(plan: Plan, settings: Settings, jobs: int, listener: Listener) -> dict[str, Outcome]:
+    """Run what is to run. Outcomes by cell id; a failed build fails the cells that need it."""
+    steps = plan.of("run")
+    if not steps:
+        return {}
+    with pool(plan.request.scale, min(jobs, len(steps)), settings) as workers:
+        builds = plan.builds if settings.compute == COMPUTE else []
+        built = workers.run([_build_job(ref, settings) for ref in builds], listener)
+        broken = {key: outcome.reason for key, outcome in built.items() if not outcome.ok}
+        blocked = {step.cell.id: reason for step in steps if (reason := _broken_model(step, broken))}
+        ready = [_cell_job(step, settings) for step in steps if step.cell.id not in blocked]
+        outcomes = workers.run(ready, listener)
+    return outcomes | {key: Outcome(False, reason) for key, reason in blocked.items()}
+
+
+def _build_job(ref: str, settings: Settings) -> Job:
+    return Job(ref, f"build {ref}", "harness.run:build", (ref, settings))
+
+
+def _cell_job(step: Step, settings: Settings) -> Job:
+    return Job(step.cell.id, str(step.cell), "harness.run:finish", (step.cell.as_dict(), settings))
+
+
+def _broken_model(step: Step, broken: Mapping[str, str]) -> str:
+    needed = (step.pair.teacher, step.pair.student)
+    return next((f"{ref} could not be built: {broken[ref]}" for ref in needed if ref in broken), "")
+
+
+# in the worker
+
+
+def build(ref: str, settings: Settings, progress: Progress) -> None:
+    """Make a model of scale tiny, if it is not there."""
+    from harness import tiny
+
+    tiny.build(ref, settings.cache, progress)
+
+
+def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> None:
+    """See that a cell's record is in the store. Raises Busy while another process works on it."""
+    cell, store = Cell.from_dict(spec), Store(settings.results)
+    lock = store.lock(cell.id, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy from None
+    try:
+        known = store.get(cell.id)
+        if known is None or known["status"] != "done":
+            store.put(_function(settings.compute)(cell, settings, progress))
+    finally:
+        lock.release()
+
+
+def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Train, decode and score a cell; the record."""
+    from harness import cell as cells
+    from harness import methods
+
+    methods.load(settings.plugins)
+    context = cells.Context(
+        store=Store(settings.results),
+        cache=settings.cache,
+        pair=pairs.get(cell.pair),
+        data=settings.data,
+        progress=progress,
+        reference=settings.reference,
+        command=settings.command,
+    )
+    return cells.run(cell, context)
+
+
+def _function(name: str) -> Compute:
+    module, _, attribute = name.partition(":")
+    found: Compute = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+# what the report needs
+
+
+def entries(plan: Plan, store: Store, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, list[Entry]]]:
+    """Table id -> row key -> one entry per training seed, as verdict.judge takes them."""
+    found: dict[str, dict[str, list[Entry]]] = {table.id: {} for table in plan.tables}
+    for step in sorted(plan.steps, key=lambda step: step.cell.seed):
+        entry = _entry(step, store, outcomes.get(step.cell.id))
+        for place in step.rows:
+            table, _, row = place.partition(" ")
+            found[table].setdefault(row, []).append(entry)
+    return found
+
+
+def _entry(step: Step, store: Store, outcome: Outcome | None) -> Entry:
+    if step.state == "refused":
+        return step.reason
+    if outcome is not None and not outcome.ok:
+        return {"status": "failed", "reason": outcome.reason, "spec": step.cell.as_dict()}
+    return store.get(step.cell.id)
+
+
+def failures(plan: Plan, outcomes: Mapping[str, Outcome]) -> Sequence[tuple[Step, str]]:
+    """The cells that failed in this run, with the reason."""
+    return [
+        (step, outcomes[step.cell.id].reason)
+        for step in plan.steps
+        if step.cell.id in outcomes and not outcomes[step.cell.id].ok
+    ]
+
+
+def default_cache() -> Path:
+    """Where models, teacher states and maps are kept: $DSKD_CACHE, else ``.cache`` beside the code."""
+    given = os.environ.get("DSKD_CACHE")
+    return Path(given).expanduser() if given else Path(__file__).resolve().parent.parent / ".cache"

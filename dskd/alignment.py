@@ -154,7 +154,7 @@ def _pieces(
 
 
 def _checks(vocabulary: Vocabulary, normalizer: Any, segment: str, ids: list[int]) -> bool:
-    """Whether the tokens stand for the segment, up to runs of spaces. An unknown token stands for anything."""
+    """Whether the tokens stand for the segment, up to runs of spaces; an unknown token always does."""
     if vocabulary.unk in ids:
         return True
     normal = normalizer.normalize_str(segment) if normalizer is not None else segment
@@ -321,7 +321,7 @@ def _accumulate(costs: np.ndarray) -> np.ndarray:
 
 
 def _trace(table: np.ndarray, sizes: np.ndarray) -> list[list[tuple[int, int]]]:
-    """Path of each text from its end to its start: at equal cost both sides step, else student, else teacher."""
+    """Path of each text, traced from its end: at equal cost both sides step, else student, else teacher."""
     batch = np.arange(len(table))
     i, j = sizes[:, 0] - 1, sizes[:, 1] - 1
     far = np.iinfo(np.int32).max

@@ -1,7 +1,7 @@
-"""A judged table as text: terminal, Markdown, CSV, LaTeX or JSON. Ours beside published, interval and verdict.
+"""A judged table as text: terminal, Markdown, CSV, LaTeX or JSON; ours beside published, with verdicts.
 
-Published figures that are not primary carry a mark wherever they appear: ``?`` unverified, ``†`` secondary, ``‡``
-under another protocol than the table's own.
+Published figures that are not primary carry a mark wherever they appear: ``?`` unverified, ``†`` secondary,
+``‡`` under another protocol than the table's own.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def render(
     width: int | None = None,
     *,
     color: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Judge a table and render it.
 
-    ``cells_by_row`` as in verdict.judge; ``pairs_info`` maps a side to words about its pair ("GPT2-XL -> GPT2");
-    ``width`` in characters counts for the terminal only. Raises ValueError for an unknown format.
+    ``cells_by_row`` as in verdict.judge; ``pairs_info`` maps a side to words about its pair; ``width`` in
+    characters counts for the terminal only. Raises ValueError for an unknown format.
     """
     return render_verdict(verdict.judge(table, scale, cells_by_row), pairs_info, format, width, color=color)
 
@@ -160,7 +160,7 @@ def _block(result: TableVerdict, side: str, info: str) -> _Block:
 
 
 def _best(rows: Sequence[RowVerdict], column: str) -> set[str]:
-    """Keys of the trained rows with the highest printed mean in a column; none where only one was measured."""
+    """Keys of the trained rows with the highest printed mean; none where only one was measured."""
     means = {}
     for row in rows:
         measured = row.cells[column].measured
@@ -222,7 +222,7 @@ def _row_notes(result: TableVerdict) -> list[str]:
 
 
 def _legend(result: TableVerdict) -> list[str]:
-    table = result.table
+    margin = result.table.margin
     reasons = {
         cell.reason
         for row in result.rows.values()
@@ -232,9 +232,9 @@ def _legend(result: TableVerdict) -> list[str]:
     return [
         "Verdicts: " + ", ".join(f"{mark} {word}" for word, mark in MARKS.items()),
         f"Not comparable because: {'; '.join(sorted(reasons))}" if reasons else "",
-        "Published figures: ? unverified, † secondary, ‡ another protocol; unmarked ones were read at their source",
-        "Brackets: 95 % interval over examples and training seeds. Seed sd and decoding sd are of the average",
-        f"Margin: {table.margin.points:g} points a suite, {table.margin.average:g} the average. {table.margin.why}",
+        "Published: ? unverified, † secondary, ‡ another protocol; unmarked ones were read at their source",
+        "Brackets: 95 % interval over examples and training seeds. Both sd are of the average",
+        f"Margin: {margin.points:g} points a suite, {margin.average:g} the average. {margin.why}",
         "Gap %: (row - student before training) / (teacher - student before training)",
     ]
 
@@ -244,9 +244,11 @@ def census_line(census: Census) -> str:
     verdicts = ", ".join(f"{count} {name}" for name, count in census.verdicts.items() if count)
     claims = ", ".join(f"{count} {name}" for name, count in census.claims.items() if count)
     return (
-        f"{census.measured} of {census.cells} cells measured, {census.compared} compared with a published figure. "
+        f"{census.measured} of {census.cells} cells measured, "
+        f"{census.compared} compared with a published figure. "
         f"{census.figures} published values, {census.verified} of them verified at source "
-        f"({census.secondary} secondary, {census.unverified} unverified); {census.unknown} cells have none that is known. "
+        f"({census.secondary} secondary, {census.unverified} unverified); "
+        f"{census.unknown} cells have none that is known. "
         f"Cells: {verdicts or 'none'}. Claims: {claims or 'none'}."
     )
 
@@ -411,10 +413,11 @@ def _md_claim(claim: ClaimVerdict) -> str:
 # LaTeX (needs booktabs)
 
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"$\sim$", "^": r"\^{}", "≠": r"$\neq$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "–": "--", "·": r"$\cdot$",
-    "=": "$=$", "<": "$<$", ">": "$>$",
-}  # fmt: skip
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"${character}$" for character in "=<>"},
+    **{"\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\^{}", "≠": r"$\neq$", "–": "--", "·": r"$\cdot$"},
+    **{"†": r"$^\dagger$", "‡": r"$^\ddagger$"},
+}
 
 
 def _tex(text: str) -> str:
@@ -448,14 +451,13 @@ def _latex(page: _Page) -> str:
     if page.claims:
         lines.append("\\begin{itemize}")
         for claim in page.claims:
-            lines.append(
-                f"\\item \\textbf{{{_tex(_claim_words(claim))}}}: {_tex(claim.claim.text)}. {_tex(claim.reason)}."
-            )
+            said = f"{_tex(claim.claim.text)}. {_tex(claim.reason)}."
+            lines.append(f"\\item \\textbf{{{_tex(_claim_words(claim))}}}: {said}")
             if claim.size:
                 lines.append(f"Size {_tex(claim.size[0])}: {_tex(claim.size[1])}.")
             lines.append(f"Source: {_tex(_claim_source(claim))}.")
         lines.append("\\end{itemize}")
-    lines += [f"\\par\\noindent{{\\footnotesize {_tex(note)}.}}" for note in page.notes if note]
+    lines += [f"\\par\\noindent{{\\footnotesize {_tex(note.rstrip('.'))}.}}" for note in page.notes if note]
     return "\n".join(lines) + "\n"
 
 
@@ -467,9 +469,10 @@ def _tex_ours(cell: _Text) -> str:
 # CSV and JSON
 
 _CSV = (
-    "kind", "table", "scale", "pair", "side", "row", "method", "column", "measured", "low", "high", "runs", "items",
-    "training_sd", "decoding_sd", "published", "published_status", "published_source", "verdict", "reason",
-)  # fmt: skip
+    *("kind", "table", "scale", "pair", "side", "row", "method", "column", "measured", "low", "high"),
+    *("runs", "items", "training_sd", "decoding_sd"),
+    *("published", "published_status", "published_source", "verdict", "reason"),
+)
 
 
 def _csv(result: TableVerdict) -> str:

@@ -2,9 +2,9 @@
 
 Two things are random when a method is scored: which examples the suite holds and how the run went (training
 seed; for an untrained model, decoding seed). Examples are resampled with replacement, two thousand times, and
-every row of a table meets the *same* resamples, so differences are paired. Runs are few: resampling three seeds
-knows only ten means and gives intervals that are too narrow, so the run effect is drawn from Student's t with
-runs - 1 degrees of freedom instead. Where examples do not vary, the interval is the textbook t interval.
+every row of a table meets the *same* resamples, so differences are paired. Runs are few: resampling three
+seeds knows only ten means and gives intervals that are too narrow, so the run effect is drawn from Student's
+t with runs - 1 degrees of freedom instead. Where examples do not vary, that is the textbook t interval.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def replicates(row: Sample, name: str = "row") -> Array:
 
 
 def example_replicates(row: Sample) -> Array:
-    """RESAMPLES draws of the row's mean over examples alone; rows on the same items meet the same resamples."""
+    """RESAMPLES draws of the mean over examples alone; rows on the same items meet the same resamples."""
     means = [_resampler(suite, x.shape[2])(x.mean(axis=(0, 1))) for suite, x in row.scores.items()]
     return np.mean(means, axis=0)
 

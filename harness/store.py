@@ -46,7 +46,7 @@ class StoreError(RuntimeError):
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: keys sorted, no spaces. Raises StoreError for NaN and what JSON cannot hold."""
+    """The one JSON text of a value: keys sorted, no spaces. Raises StoreError for what JSON cannot hold."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -110,9 +110,8 @@ class Store:
                 if core(old) == core(record):
                     return path
                 if old["status"] != "failed":
-                    raise StoreError(
-                        f"{path} holds other results for this cell: {_first_difference(core(old), core(record))}"
-                    )
+                    what = _first_difference(core(old), core(record))
+                    raise StoreError(f"{path} holds other results for this cell: {what}")
             signed = {**record, "sha256": checksum(record)}
             _write(path, (json.dumps(signed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
         return path
@@ -184,7 +183,7 @@ class Store:
         return path
 
     def lock(self, cell_id: str, timeout: float = -1) -> FileLock:
-        """A lock between processes, for ``with``. ``timeout`` 0 raises Timeout at once if another holds it."""
+        """A lock between processes, for ``with``. ``timeout`` 0: raises Timeout at once if it is held."""
         _check_id(cell_id)
         return self._file_lock(cell_id, timeout)
 

@@ -1,8 +1,8 @@
 """Tables and published figures: files that are read whole, checked key by key, and refused with file and key.
 
 A table (``harness/tables/<id>.yaml``) states rows, columns, the pair behind each side at each scale, an
-equivalence margin and the paper's claims. A paper (``results/published/<name>.yaml``) states figures, each with the
-status ``primary`` (read at the authors' own source), ``secondary`` (quoted by somebody else) or ``unverified``.
+equivalence margin and the paper's claims. A paper (``results/published/<name>.yaml``) states figures, each
+with the status ``primary`` (read at the source), ``secondary`` (quoted by somebody else) or ``unverified``.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 Cells against a published figure
     agrees          our 95 % interval, over runs on the same items, lies within the margin around the figure
     differs         it lies wholly outside
-    inconclusive    it straddles the margin, or one training seed is all there is (of an untrained row that was
-                    sampled, one decoding seed)
+    inconclusive    it straddles the margin, or one training seed is all there is (one decoding seed, for an
+                    untrained row that is sampled)
     not comparable  other models, data or protocol than published, or the figure is unknown
     not run, failed nothing was measured; with the reason
 
 Claims ("row a scores higher than row b, for every pair") against our own rows, at every scale, by the 95 %
 interval of the paired difference of averages over examples and training seeds
     agrees          the claim holds: every pair's interval lies above 0
-    differs         the claim does not hold: some pair's interval lies below 0, corrected for the number of pairs
+    differs         the claim does not hold: some pair's interval lies below 0, corrected for their number
     inconclusive    neither, or one training seed is all there is
     not run, failed a row the claim needs was not measured, and what was does not refute it
 A claim is "not comparable" only in its published *size*, never in its direction.
@@ -359,8 +359,9 @@ def _judge_size(
         return "not run", f"{said}; {len(gains)} of {len(pairs)} pairs measured"
     if any(gain.single for gain in gains):
         return "inconclusive", f"{said}; one training seed"
-    low, high = low - table.margin.average, high + table.margin.average
-    said += f", ours {min(g.mean for g in gains):+.2f} to {max(g.mean for g in gains):+.2f}, margin {table.margin.average:g}"
+    margin, means = table.margin.average, [gain.mean for gain in gains]
+    low, high = low - margin, high + margin
+    said += f", ours {min(means):+.2f} to {max(means):+.2f}, margin {margin:g}"
     if all(low <= gain.low and gain.high <= high for gain in gains):
         return "agrees", said
     if any(gain.high < low or gain.low > high for gain in gains):

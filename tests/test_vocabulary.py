@@ -32,7 +32,9 @@ def real() -> dict[str, tuple[Any, Vocabulary]]:
         pytest.skip(f"no tokenizers under {DATA}")
     from transformers import AutoTokenizer
 
-    loaded = {name: AutoTokenizer.from_pretrained(DATA / "tokenizers" / folder) for name, folder in NAMES.items()}
+    loaded = {
+        name: AutoTokenizer.from_pretrained(DATA / "tokenizers" / folder) for name, folder in NAMES.items()
+    }
     return {name: (tokenizer, Vocabulary.from_tokenizer(tokenizer)) for name, tokenizer in loaded.items()}
 
 
@@ -48,15 +50,24 @@ def wrap(description: dict[str, Any], **special: str) -> Any:
 
 
 def description(words: list[str], **parts: Any) -> dict[str, Any]:
-    model = {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": [], **parts.pop("model", {})}
-    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    model = {
+        "type": "BPE",
+        "vocab": {w: i for i, w in enumerate(words)},
+        "merges": [],
+        **parts.pop("model", {}),
+    }
+    empty = dict.fromkeys(
+        ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    )
     return {"version": "1.0", "added_tokens": [], **empty, "model": model, **parts}
 
 
 def test_byte_level_tokens_are_their_bytes() -> None:
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     words = ["</s>", "a", "Ġ", "Ċ", "Ã", "©", "Ġa", "Ã©"]
-    read = Vocabulary.from_tokenizer(wrap(description(words, pre_tokenizer=level, decoder=level), eos_token="</s>"))
+    read = Vocabulary.from_tokenizer(
+        wrap(description(words, pre_tokenizer=level, decoder=level), eos_token="</s>")
+    )
     assert read.tokens == [None, b"a", b" ", b"\n", b"\xc3", b"\xa9", b" a", "é".encode()]
     assert (read.eos, read.size, read.marked, read.special) == (0, 8, False, {0})
 
@@ -64,7 +75,9 @@ def test_byte_level_tokens_are_their_bytes() -> None:
 def test_sentencepiece_tokens_are_their_bytes() -> None:
     words = ["<unk>", "</s>", "<0x0A>", "<0xE9>", "▁", "▁a", "é", "<0xZZ>"]
     model = {"byte_fallback": True, "unk_token": "<unk>"}
-    read = Vocabulary.from_tokenizer(wrap(description(words, model=model), eos_token="</s>", unk_token="<unk>"))
+    read = Vocabulary.from_tokenizer(
+        wrap(description(words, model=model), eos_token="</s>", unk_token="<unk>")
+    )
     assert read.tokens == [None, None, b"\n", b"\xe9", b" ", b" a", "é".encode(), b"<0xZZ>"]
     assert (read.byte_tokens, read.unk, read.marked) == ({2, 3}, 0, True)
 
@@ -95,7 +108,11 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 def test_fingerprint_knows_texts_and_roles() -> None:
     base = make([b"</s>", b"a", b"b"])
     assert base.fingerprint == make([b"</s>", b"a", b"b"]).fingerprint
-    others = [make([b"</s>", b"b", b"a"]), make([b"</s>", b"a", b"b"], special={1}), make([b"</s>", b"ab", b""])]
+    others = [
+        make([b"</s>", b"b", b"a"]),
+        make([b"</s>", b"a", b"b"], special={1}),
+        make([b"</s>", b"ab", b""]),
+    ]
     assert len({v.fingerprint for v in [base, *others]}) == 4
     assert VocabularyPair(base, make([b"</s>", b"a", b"b"])).same
     assert not VocabularyPair(base, others[0]).same
@@ -138,14 +155,18 @@ def naive_distance(a: bytes, b: bytes) -> int:
     return row[-1]
 
 
-words = st.lists(st.binary(min_size=1, max_size=6).map(lambda b: bytes(x % 3 + 97 for x in b)), min_size=1, max_size=12)
+words = st.lists(
+    st.binary(min_size=1, max_size=6).map(lambda b: bytes(x % 3 + 97 for x in b)), min_size=1, max_size=12
+)
 
 
 @given(words, words)
 def test_edit_distance_map_is_the_plain_definition(student: list[bytes], teacher: list[bytes]) -> None:
     s, t = make([b"</s>", *student]), make([b"</s>", *teacher])
     found = edit_distance_map(s, t, VocabularyPair(s, t).translation)
-    expected = [1 + min(range(len(student)), key=lambda i: (naive_distance(student[i], w), i)) for w in teacher]
+    expected = [
+        1 + min(range(len(student)), key=lambda i: (naive_distance(student[i], w), i)) for w in teacher
+    ]
     assert found.tolist() == [0, *expected]
 
 
@@ -158,7 +179,9 @@ def test_blocks_do_not_change_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (VocabularyPair(s, t).edit_distance == whole).all()
 
 
-def test_the_map_is_cached_and_a_broken_file_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_is_cached_and_a_broken_file_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s, t = make([b"</s>", b"ab"]), make([b"</s>", b"abc", b"x"])
     first = VocabularyPair(s, t, tmp_path / "maps").edit_distance
     (file,) = (tmp_path / "maps").iterdir()
@@ -199,7 +222,11 @@ def test_overlap_sizes(real: Any, student: str, teacher: str, published: int, si
     assert len(set(rows.tolist())) == len(set(columns.tolist())) == size
     assert dict(zip(rows.tolist(), columns.tolist(), strict=True))[s.eos] == t.eos
     assert np.flatnonzero(pair.translation == s.eos).tolist() == [t.eos]
-    texts = {i for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if s.tokens[i] == t.tokens[j] is not None}
+    texts = {
+        i
+        for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
+        if s.tokens[i] == t.tokens[j] is not None
+    }
     assert len(texts) >= size - 3  # all but control tokens
 
 

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     """All options, in the groups a reader looks for them."""
     root = argparse.ArgumentParser(
         prog="reproduce.py",
-        description="Reproduce the tables of Dual-Space Knowledge Distillation, or run its methods on your own pair.",
+        description="Reproduce the tables of Dual-Space Knowledge Distillation, or run your own pair.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -246,14 +246,11 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _default_scale(options: argparse.Namespace) -> str:
-    """Tiny needs nothing; an own pair of real models is small; a GPU makes the published protocol thinkable."""
-    if options.teacher is not None:
-        return (
-            "tiny"
-            if options.teacher.startswith("tiny:") and options.student.startswith("tiny:")
-            else "small"
-        )
-    return "paper" if gpus() else "tiny"
+    """Tiny needs nothing; an own pair of real models is small; a GPU makes the paper's protocol thinkable."""
+    if options.teacher is None:
+        return "paper" if gpus() else "tiny"
+    models = (options.teacher, options.student)
+    return "tiny" if all(ref.startswith("tiny:") for ref in models) else "small"
 
 
 def _cache(options: argparse.Namespace) -> Path:

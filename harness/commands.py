@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dskd import method
-from harness import estimate, methods, pairs, plan, run, tables
+from harness import estimate, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.plan import Plan, Request
 from harness.pool import Outcome
@@ -56,10 +56,8 @@ def _plan(request: Request, options: Options) -> tuple[Plan, Store]:
 
 def _intention(planned: Plan, options: Options) -> str:
     todo, done = planned.of("run"), planned.of("done")
-    return (
-        f"scale {planned.request.scale}: {len(todo)} cells to run, {len(done)} done before, {_time(planned, options)}"
-        + (f", models to build first: {len(planned.builds)} at most" if planned.builds else "")
-    )
+    words = f"scale {planned.request.scale}: {len(todo)} cells to run, {len(done)} done before"
+    return f"{words}, {_time(planned, options)}"
 
 
 def _time(planned: Plan, options: Options) -> str:
@@ -67,7 +65,7 @@ def _time(planned: Plan, options: Options) -> str:
     if not sum(seconds):
         return "time unknown"
     jobs = min(options.jobs, len(seconds))
-    together = max(sum(seconds) / jobs, max(seconds))
+    together = max(sum(seconds) / jobs, *seconds)
     return f"about {duration(together)} with {jobs} side by side"
 
 
@@ -134,9 +132,8 @@ def dry_run(request: Request, options: Options) -> int:
     if request.scale == "paper":
         _print_paper(planned)
     states = Counter(step.state for step in planned.steps)
-    print(
-        f"{states['run']} to run, {states['done']} done, {states['refused']} cannot run; {_time(planned, options)}"
-    )
+    counts = f"{states['run']} to run, {states['done']} done, {states['refused']} cannot run"
+    print(counts + (f"; {_time(planned, options)}" if states["run"] else ""))
     return 0
 
 
@@ -146,45 +143,47 @@ def _cost(step: plan.Step) -> str:
 
 def _print_paper(planned: Plan) -> None:
     """Downloads, GPU hours and memory of the published protocol, with how they were reckoned."""
-    hours = {step.cell.id: estimate.gpu_hours(step.cell, step.pair) for step in planned.steps}
-    print("models:")
-    for ref in dict.fromkeys(
-        ref for step in planned.steps for ref in (step.pair.teacher, step.pair.student)
-    ):
+    steps = planned.steps
+    print("models")
+    for ref in dict.fromkeys(ref for step in steps for ref in (step.pair.teacher, step.pair.student)):
         if facts := pairs.MODELS.get(ref):
-            gib = 2 * facts.parameters / 2**30
-            print(
-                f"  {ref}: {facts.parameters / 1e9:.2f} B, {gib:.1f} GiB in bf16, {facts.licence}. {facts.note}".rstrip(
-                    ". "
-                )
+            size = (
+                f"{facts.parameters / 1e9:.2f} B parameters, {2 * facts.parameters / 2**30:.1f} GiB in bf16"
             )
-    print("data: " + ", ".join(sorted({step.cell.data for step in planned.steps if step.cell.data})))
-    for name in dict.fromkeys(step.pair.name for step in planned.steps):
-        steps = [step for step in planned.steps if step.pair.name == name]
-        known = [hours[step.cell.id] or 0.0 for step in steps]
-        memory = max((estimate.gpu_gib(step.cell, step.pair) or 0.0) for step in steps)
-        print(f"  {name}: {len(steps)} cells, {sum(known):.0f} A100 hours, {memory:.0f} GiB on one GPU")
-    print(
-        f"in all {sum(h or 0.0 for h in hours.values()):.0f} A100 hours ({' '.join((estimate.__doc__ or '').split())})"
-    )
+            print(f"  {ref}: {size}, {facts.licence}" + (f"; {facts.note}" if facts.note else ""))
+    print("data")
+    for name in sorted({step.cell.data for step in steps if step.cell.data}):
+        if known := scales.DATA.get(name):
+            print(f"  {name}: {known.examples} examples, {known.state}")
+    print("cost")
+    total = 0.0
+    for name in dict.fromkeys(step.pair.name for step in steps):
+        mine = [step for step in steps if step.pair.name == name]
+        hours = sum(estimate.gpu_hours(step.cell, step.pair) or 0.0 for step in mine)
+        memory = max(estimate.gpu_gib(step.cell, step.pair) or 0.0 for step in mine)
+        print(f"  {name}: {len(mine)} cells, {hours:.0f} A100 hours, {memory:.0f} GiB on one GPU")
+        total += hours
+    print(f"  in all {total:.0f} A100 hours, within a factor of two: {estimate.BASIS}")
 
 
 def rescore(request: Request, options: Options) -> int:
-    """Score the stored answers of finished cells again; 1 if any comes out differently."""
+    """Score stored answers again: check finished cells, write those that only lack a suite's new version."""
     from harness import rescoring
 
     planned, store = _plan(request, options)
-    done = planned.of("done")
-    if not done:
-        _say("no finished cell of this request has stored answers")
-        return 1
-    faults = [fault for step in done for fault in rescoring.differences(step.cell, store, request)]
-    for fault in faults:
-        print(fault)
-    print(
-        f"{len(done)} cells scored again: {'all as recorded' if not faults else f'{len(faults)} differences'}"
-    )
-    return 1 if faults else 0
+    root = rescoring.data_root(request.scale, request.cache, request.data)
+    renewed, faults = 0, []
+    for step in planned.of("run"):
+        old = rescoring.predecessor(step.cell, store)
+        if old is not None:
+            rescoring.renew(step.cell, old, store, root, options.settings.command)
+            renewed += 1
+    for step in planned.of("done"):
+        faults += rescoring.differences(step.cell, store, root)
+    print("".join(f"{fault}\n" for fault in faults), end="")
+    checked = len(planned.of("done"))
+    print(f"{checked} cells checked, {len(faults)} differences; {renewed} written anew from older answers")
+    return 1 if faults or not (checked or renewed) else 0
 
 
 def listing(plugins: Sequence[str]) -> int:
@@ -199,9 +198,8 @@ def listing(plugins: Sequence[str]) -> int:
         print(f"  {'':<16} needs {_needs(entry)}{_variants(entry)}")
     print("\ntables")
     for table in map(tables.load, tables.ids()):
-        print(
-            f"  {table.id:<6} {table.title} [{', '.join(table.aliases)}], {len(table.rows)} rows: {', '.join(table.suites)}"
-        )
+        print(f"  {table.id:<6} {table.title} ({', '.join(table.aliases)})")
+        print(f"  {'':<6} {len(table.rows)} rows on {', '.join(table.suites)}")
     print("\nsuites")
     for suite in SUITES.values():
         print(f"  {suite.name:<10} {suite.title}, {suite.metric}, version {suite.version}")
@@ -238,11 +236,21 @@ def explain(address: str, plugins: Sequence[str]) -> int:
 
 
 def conformance(address: str, plugins: Sequence[str]) -> int:
-    """Check methods against the contract; 1 if any breaks it."""
+    """Check a method, or all, against the contract; 1 if any breaks it."""
     from harness import conformance as suite
 
     methods.load(plugins)
-    return suite.run(address or None)
+    broken = 0
+    for checked in [address] if address else suite.addresses():
+        results = suite.run(checked)
+        failed = [result for result in results if result.status == "fail"]
+        broken += len(failed)
+        print(f"{checked}: {len(results) - len(failed)} of {len(results)} hold", flush=True)
+        for result in results:
+            if result.status != "pass":
+                word = "BROKEN" if result.status == "fail" else "by definition"
+                print(f"  {word} {result.check}: {result.detail}")
+    return 1 if broken else 0
 
 
 def fetch(scale: str, cache: Path) -> int:

@@ -1,9 +1,4 @@
-"""What a cell will cost, from what earlier cells of its kind did cost or from its arithmetic.
-
-The arithmetic is for GPUs of the A100's kind and says so: 2 FLOPs per parameter and token forward, 4
-backward (2 with frozen weights under LoRA), the teacher forward once; training at 35 % and decoding at
-2 % of 312 TFLOP/s. It is meant to be right within a factor of two.
-"""
+"""What a cell will cost, from what earlier cells of its kind did cost or from its arithmetic."""
 
 from __future__ import annotations
 
@@ -16,6 +11,11 @@ from harness.cells import Cell
 from harness.pairs import MODELS, PairSpec
 from harness.scales import DATA
 
+#: How the GPU hours are reckoned.
+BASIS = (
+    "2 FLOPs per parameter and token forward, 4 backward (2 under LoRA), the teacher forward once; "
+    "training at 35 % and decoding at 2 % of an A100's 312 TFLOP/s"
+)
 PEAK_FLOPS = 312e12
 TRAIN_SHARE, DECODE_SHARE = 0.35, 0.02
 ANSWER_TOKENS, PROMPT_TOKENS, SUITE_ITEMS = 120, 120, 500

@@ -242,7 +242,7 @@ def _suites(
     runs, missing = [], []
     for name in table.suites:
         why = scales.ABSENT.get((request.scale, name)) or _suite_missing(name, request)
-        if why:
+        if why and request.scale != "paper":  # there a cell is the whole protocol or nothing
             missing.append(f"suite {name}: {why}")
         else:
             runs.append(SuiteRun(name, suite_version(name), setting.limit))
@@ -393,12 +393,13 @@ def _readable(store: Store, scale: str) -> Iterable[dict[str, object]]:
 
 def _obstacle(step: Step, request: Request) -> str:
     """Why a cell cannot run on this machine; empty if it can."""
-    checks: tuple[Callable[[Step, Request], str], ...] = (_no_suites, _no_gpu, _no_model, _no_data)
+    checks: tuple[Callable[[Step, Request], str], ...] = (_no_gpu, _no_model, _no_data, _no_suites)
     return next((reason for check in checks if (reason := check(step, request))), "")
 
 
 def _no_suites(step: Step, request: Request) -> str:
-    return "" if step.cell.suites else "none of its suites is here"
+    missing = [why for run in step.cell.suites if (why := _suite_missing(run.name, request))]
+    return missing[0] if missing else "" if step.cell.suites else "none of its suites is here"
 
 
 def _no_gpu(step: Step, request: Request) -> str:

@@ -76,7 +76,7 @@ class _Worker:
 
 @dataclass
 class Pool:
-    """Up to ``size`` workers with ``threads`` threads each; of ``gpus`` devices, worker n gets n modulo gpus."""
+    """Up to ``size`` workers of ``threads`` threads; of ``gpus`` devices, worker n gets n modulo gpus."""
 
     size: int
     threads: int

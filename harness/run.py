@@ -51,7 +51,7 @@ def default_jobs(scale: str) -> int:
 
 
 def pool(scale: str, jobs: int, settings: Settings) -> Pool:
-    """Workers for a scale. At tiny each has one thread on any machine, so that sums are added in one order."""
+    """Workers for a scale. At tiny each has one thread everywhere, so that sums are added in one order."""
     threads = 1 if scale == "tiny" else max(1, len(cores()) // jobs)
     return Pool(jobs, threads, settings.results / "work" / "logs", 0 if scale == "tiny" else len(gpus()))
 

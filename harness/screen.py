@@ -33,7 +33,7 @@ class Screen:
         self._began[job.key] = time.monotonic()
         if self._bars:
             self._bars.show(worker, job.title, "starting", 0.0)
-        self._say(f"start {job.title}", shown=False)
+        self._say(f"start {job.title}", shown=self._bars is None)
 
     def progress(self, worker: int, stage: str, fraction: float) -> None:
         """See pool.Listener."""

@@ -1,0 +1,251 @@
+"""Cells of a request: identity, deduplication, refusal before loading, order, estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from harness import estimate, methods, pairs, plan, scales, tables
+from harness.cells import Cell
+from harness.estimate import History
+from harness.plan import Plan, PlanError, Request
+from harness.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> None:
+    methods.load()
+
+
+def make(results: Path, **changes: object) -> Plan:
+    request = Request("tiny", tables=("2",), cache=results / "cache")
+    return plan.make(dataclasses.replace(request, **changes), Store(results))  # type: ignore[arg-type]
+
+
+def test_cells_are_rows_by_seeds_and_untrained_rows_come_once(tmp_path: Path) -> None:
+    made = make(tmp_path, seeds=(1, 2, 3))
+    table = tables.load("2")
+    trained = sum(row.trained for row in table.rows)
+    assert len(made.steps) == 3 * trained + (len(table.rows) - trained)
+    assert {step.cell.seed for step in made.steps if step.cell.training is None} == {0}
+    assert {step.cell.seed for step in made.steps if step.cell.training is not None} == {1, 2, 3}
+
+
+def test_a_cell_of_two_tables_is_planned_once(tmp_path: Path) -> None:
+    both = make(tmp_path, tables=("1", "3"))
+    ids = [step.cell.id for step in both.steps]
+    assert len(ids) == len(set(ids))
+    shared = [step for step in both.steps if len({row.partition(" ")[0] for row in step.rows}) == 2]
+    assert {step.cell.method for step in shared} >= {"teacher", "sft", "kl", "dskd-v2/kl"}
+
+
+def test_ids_survive_json_and_depend_on_the_settings(tmp_path: Path) -> None:
+    for step in make(tmp_path).steps:
+        assert Cell.from_dict(json.loads(json.dumps(step.cell.as_dict()))).id == step.cell.id
+    plain = {step.cell.id for step in make(tmp_path).steps}
+    assert plain == {step.cell.id for step in make(tmp_path).steps}
+    assert plain.isdisjoint(step.cell.id for step in make(tmp_path, budget={"prompts": 7.0}).steps)
+    reference = make(tmp_path, reference=True).steps
+    assert all((step.cell.id in plain) == (step.cell.training is None) for step in reference)
+
+
+def test_a_method_version_is_part_of_the_cell(tmp_path: Path) -> None:
+    (step,) = make(tmp_path, methods=("kl",), pairs=("same",), seeds=(1,)).steps
+    assert {"method", "trainer", "decoder", "tiny", "world"} <= dict(step.cell.versions).keys()
+
+
+def test_budget_is_recorded_in_the_cell(tmp_path: Path) -> None:
+    budget = scales.parse_overrides("examples=64,epochs=2,prompts=5,decodings=3,lr=0.5")
+    step = make(tmp_path, methods=("kl",), budget=budget).steps[0]
+    assert step.cell.training is not None
+    assert (step.cell.training.examples, step.cell.training.epochs, step.cell.training.lr) == (64, 2, 0.5)
+    assert isinstance(step.cell.training.examples, int)
+    assert {run.limit for run in step.cell.suites} == {5}
+    assert step.cell.decoding.seeds == (10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense=1", "epochs=0", "epochs=x", "epochs", "epochs=1,epochs=2", "lr=inf", "lr=nan"]
+)
+def test_a_wrong_budget_is_refused(text: str) -> None:
+    with pytest.raises(scales.ScaleError):
+        scales.parse_overrides(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("kl", {"kl"}),
+        ("KL", {"kl"}),
+        ("dskd-v2/kl", {"dskd-v2/kl"}),
+        ("seqkd", {"seqkd"}),
+        ("teacher", {"teacher"}),
+    ],
+)
+def test_rows_are_chosen_by_address_or_label(tmp_path: Path, word: str, found: set[str]) -> None:
+    assert {step.cell.method for step in make(tmp_path, methods=(word,)).steps} == found
+
+
+def test_a_bare_name_takes_all_rows_of_the_method(tmp_path: Path) -> None:
+    chosen = {step.cell.method for step in make(tmp_path, methods=("dskd-v2",)).steps}
+    assert len(chosen) > 3
+    assert all(address.startswith("dskd-v2") for address in chosen)
+
+
+def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="dskd-v2"):
+        make(tmp_path, methods=("dskd-v22/kl",))
+    with pytest.raises(PlanError, match="sp-same"):
+        make(tmp_path, pairs=("tiny/sp-sam",))
+    with pytest.raises(tables.TableError, match="there is no table"):
+        make(tmp_path, tables=("17",))
+    with pytest.raises(pairs.PairError, match="did you mean"):
+        pairs.get("tiny/sp-sam")
+
+
+def test_pairs_by_name_or_side(tmp_path: Path) -> None:
+    for word in ("tiny/sp-cross", "sp-cross", "cross"):
+        assert {step.pair.name for step in make(tmp_path, pairs=(word,)).steps} == {"tiny/sp-cross"}
+
+
+def test_an_unfit_method_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    made = make(
+        tmp_path,
+        tables=(),
+        teacher="tiny:teacher-sp",
+        student="tiny:student-bpe",
+        methods=("kl", "uld"),
+        seeds=(1,),
+    )
+    states = {step.cell.method: step for step in made.steps}
+    assert states["kl"].state == "refused"
+    assert "one vocabulary" in states["kl"].reason
+    assert states["uld"].state == "run"
+    assert {"teacher", "student"} <= states.keys()
+
+
+def test_an_own_pair_needs_methods_or_a_table(tmp_path: Path) -> None:
+    own = {"teacher": "tiny:teacher-sp", "student": "tiny:student-sp"}
+    with pytest.raises(PlanError, match="--methods"):
+        make(tmp_path, tables=(), **own)
+    made = make(tmp_path, tables=("math",), **own)
+    assert made.tables[0].id == "own"
+    assert {step.cell.group for step in made.steps} == {"maths"}
+
+
+def test_own_pairs_are_found_by_name_alone(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    vocabulary = {"model": {"vocab": {"x": 0, "y": 1}}}
+    (tmp_path / "a" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    pair = pairs.own(str(tmp_path / "a"), str(tmp_path / "b"), "small")
+    assert pair.same_vocabulary is True
+    assert pairs.get(pair.name) == pair
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}}}))
+    assert pairs.get(pair.name).same_vocabulary is False
+    assert pairs.own("org/one", "org/other", "small").same_vocabulary is None
+
+
+def test_changed_weights_change_the_fingerprint(tmp_path: Path) -> None:
+    for folder, tail in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(b"0" * 200_000 + tail)
+    a, b, c = (plan.fingerprint(tmp_path / folder) for folder in "abc")
+    assert a == c != b
+
+
+def test_pairs_take_turns_and_teacher_texts_come_first(tmp_path: Path) -> None:
+    steps = make(tmp_path).steps
+    assert steps[0].cell.method == "seqkd"
+    assert steps[0].pair.name != steps[1].pair.name
+
+
+def test_models_are_built_once_and_only_those_needed(tmp_path: Path) -> None:
+    assert make(tmp_path, methods=("student",)).builds == ["tiny:student-sp"]
+    builds = make(tmp_path).builds
+    assert len(builds) == len(set(builds)) == 3
+
+
+def test_a_damaged_record_stands_in_the_way_and_says_so(tmp_path: Path) -> None:
+    (step,) = make(tmp_path, methods=("kl",), seeds=(1,)).steps
+    file = Store(tmp_path).record_path(step.cell.id, "tiny")
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    (step,) = make(tmp_path, methods=("kl",), seeds=(1,)).steps
+    assert step.state == "refused"
+    assert "remove it" in step.reason
+
+
+def test_paper_scale_is_the_published_protocol(tmp_path: Path) -> None:
+    made = make(tmp_path, scale="paper", tables=("1", "2", "math", "code"))
+    by_row = {(step.pair.name, step.cell.method): step.cell for step in made.steps}
+    kl = by_row["paper/gpt2-same", "kl"]
+    assert kl.training is not None
+    assert (kl.training.epochs, kl.training.batch, kl.training.lr, kl.seed) == (20, 32, 5e-4, 10)
+    assert kl.decoding.seeds == (10, 20, 30, 40, 50)
+    assert kl.decoding.no_repeat_ngram == 6
+    assert [run.name for run in kl.suites] == ["dolly", "self-inst", "vicuna", "s-ni", "unni"]
+    v2 = by_row["paper/gpt2-same", "dskd-v2/kl"].training
+    assert v2 is not None
+    assert v2.batch == 64
+    lora = by_row["paper/tinyllama-same", "kl"].training
+    assert lora is not None
+    assert lora.lora is not None
+    assert (lora.lora.rank, lora.lora.alpha, lora.lora.dropout, lora.epochs) == (256, 8, 0.1, 10)
+    maths = by_row["paper/math-same", "kl"].training
+    assert maths is not None
+    assert (maths.epochs, maths.batch, maths.lr) == (3, 128, 1e-5)
+    assert by_row["paper/code-cross", "dskd-eta/kl"].training.batch == 32  # type: ignore[union-attr]
+
+
+def test_paper_scale_without_a_gpu_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "gpus", lambda: ())
+    made = make(tmp_path, scale="paper")
+    assert {step.state for step in made.steps} == {"refused"}
+    assert all("needs GPUs" in step.reason for step in made.steps)
+
+
+def test_estimates_learn_from_records_and_scale_with_the_models(tmp_path: Path) -> None:
+    (step,) = make(tmp_path, methods=("kl",), pairs=("same",), seeds=(1,)).steps
+    history = History.of(
+        [{"status": "done", "spec": step.cell.as_dict(), "cost": {"train_seconds": 7, "decode_seconds": 2}}]
+    )
+    assert history.guess(step.cell) == 9
+    assert History().guess(step.cell) > 0
+    paper = {
+        s.pair.name: s
+        for s in make(tmp_path, scale="paper", tables=("1", "2")).steps
+        if s.cell.method in ("kl", "uld")
+    }
+    small, large = (paper[name] for name in ("paper/gpt2-same", "paper/tinyllama-same"))
+    assert (
+        0
+        < (estimate.gpu_hours(small.cell, small.pair) or 0)
+        < (estimate.gpu_hours(large.cell, large.pair) or 0)
+    )
+    assert 3 < (estimate.gpu_gib(small.cell, small.pair) or 0) < 40
+    assert [estimate.duration(s) for s in (0.2, 59, 600, 7200)] == ["1 s", "59 s", "10 min", "2.0 h"]
+
+
+def test_every_table_has_settings_at_every_scale() -> None:
+    for table in map(tables.load, tables.ids()):
+        for scale in scales.SCALES:
+            for name in table.pairs[scale].values():
+                setting = scales.setting(pairs.get(name), table.group)
+                assert setting.data in scales.DATA
+                assert setting.training.batch % setting.training.micro_batch == 0
+
+
+def test_two_overlapping_models_of_a_pair_say_whether_they_share_a_vocabulary() -> None:
+    for pair in pairs.PAIRS.values():
+        assert pair.name.startswith(f"{pair.scale}/")
+        assert pair.scale == "paper" or all(
+            ref.startswith(f"{pair.scale}:") for ref in (pair.teacher, pair.student)
+        )
+        assert pair.scale != "paper" or {pair.teacher, pair.student} <= pairs.MODELS.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dskd.projectors import PseudoInverse, ideal_projector, student_to_teacher
+from dskd.projectors import PseudoInverse, ideal_projector, student_to_teacher, transfer
 
 V, NARROW, WIDE = 9000, 12, 20  # more rows than one chunk of the Gram sum
 
@@ -96,8 +96,23 @@ def test_projector_carries_no_gradient_and_keeps_the_source_dtype() -> None:
     assert projector.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.01)]
+)
+def test_transfer_in_the_dtype_of_the_head(dtype: torch.dtype, tolerance: float) -> None:
+    student, teacher = heads()
+    student[:, 0] += 3  # a common offset, as heads of language models have
+    teacher = teacher + student @ torch.randn(NARROW, WIDE, dtype=torch.float64)
+    found = transfer(student.to(dtype), PseudoInverse(teacher).rows(dtype))
+    want = ideal_projector(student, teacher)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert ((found - want).norm() / want.norm()).item() < tolerance
+
+
 def test_refusals() -> None:
     student, teacher = heads()
+    with pytest.raises(ValueError, match="matching rows"):
+        transfer(student, teacher[1:])
     with pytest.raises(ValueError, match="matching rows"):
         ideal_projector(teacher[:-1], student)
     with pytest.raises(ValueError, match="width"):

@@ -1,0 +1,1 @@
+"""Benchmarks of the distillation losses; run one with ``python -m benchmarks.losses``."""

@@ -217,9 +217,13 @@ def _run_noise(runs: Array, name: str) -> Array:
     """Draws of the error of the runs' mean: s / sqrt(R) times Student's t, on an exact grid, shuffled."""
     if len(runs) < 2:
         return np.zeros(RESAMPLES)
-    grid = t_quantile((np.arange(RESAMPLES) + 0.5) / RESAMPLES, len(runs) - 1)
-    order = np.random.default_rng([_SEED, zlib.crc32(name.encode())]).permutation(RESAMPLES)
-    return runs.std(ddof=1) / math.sqrt(len(runs)) * grid[order]
+    return runs.std(ddof=1) / math.sqrt(len(runs)) * _t_draws(len(runs) - 1, name)
+
+
+@functools.lru_cache(maxsize=64)
+def _t_draws(freedom: int, name: str) -> Array:
+    grid = t_quantile((np.arange(RESAMPLES) + 0.5) / RESAMPLES, freedom)
+    return np.random.default_rng([_SEED, zlib.crc32(name.encode())]).permutation(grid)
 
 
 def _interval(draws: Array, level: float) -> tuple[float, float]:
@@ -230,10 +234,13 @@ def _interval(draws: Array, level: float) -> tuple[float, float]:
 def _run_interval(runs: Array, level: float) -> tuple[float | None, float | None]:
     if len(runs) < 2:
         return None, None
-    half = float(
-        t_quantile(np.array([(1 + level) / 2]), len(runs) - 1)[0] * runs.std(ddof=1) / math.sqrt(len(runs))
-    )
+    half = _t_point((1 + level) / 2, len(runs) - 1) * runs.std(ddof=1) / math.sqrt(len(runs))
     return float(runs.mean() - half), float(runs.mean() + half)
+
+
+@functools.lru_cache(maxsize=256)
+def _t_point(probability: float, freedom: int) -> float:
+    return float(t_quantile(np.array([probability]), freedom)[0])
 
 
 def t_cdf(t: Array, freedom: int) -> Array:

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import report, tables
+from harness.report import render, render_verdict
+from harness.tables import Table
+from harness.verdict import Entry, judge
+from test_verdict import failed, fill, ladder
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return tables.load("1")
+
+
+@pytest.fixture(scope="module")
+def cells(table: Table) -> dict[str, Sequence[Entry]]:
+    """A table with everything in it: whole rows, a partial one, a failed one, one too dear."""
+    cells = fill(table, ladder(table), noise=0.1, scale="tiny", decodings=2)
+    cells["same/js"] = [cells["same/js"][0], None, None]
+    cells["same/skl"] = [failed(cells["same/skl"][0], "loss is not finite")]
+    cells["cross/uld"] = ["too dear"] * 3
+    return cells
+
+
+def test_terminal_fits_any_width(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    result = judge(table, "tiny", cells)
+    for width in (40, 60, 76, 100, 130, 200):
+        text = render_verdict(result, {"same": "A [base] -> B"}, "terminal", width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text  # nothing is cut
+        plain = re.sub(r"\s+", " ", text)
+        for row in table.rows:
+            assert row.label.split()[0] in plain
+        for words in ("17.63?", "unknown", "not run", "failed", "too dear", "agrees: holds", "A [base] -> B"):
+            assert words in plain, width
+        assert ("24.54?" in plain) == (width >= 130)  # the suites, where there is room
+    assert "\x1b[" not in text
+    assert "\x1b[1m" in render_verdict(result, color=True)
+
+
+def test_markdown_has_every_cell_once(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    text = render(table, "tiny", cells, format="md")
+    lines = [line for line in text.splitlines() if line.startswith("|") and "<br>" in line]
+    assert len(lines) == len(table.rows)
+    assert all(line.count(" | ") == len(table.columns) for line in lines)
+    assert any("**" in line for line in lines)
+    assert not any("**" in line for line in lines if line.startswith("| Teacher"))
+    assert "failed<br>17.71? !" in text
+    assert "same/SKL failed: seed 1: loss is not finite" in text
+    assert "same/JS partly run: 2 of 3 seeds not yet" in text
+    assert "0 of them verified at source" in text
+
+
+def test_unverified_figures_are_marked(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    result = judge(table, "tiny", cells)
+    numbers = {  # published numbers that no measured one happens to equal
+        f"{figure.value:.2f}": figure.status
+        for row in table.rows
+        for key in row.published
+        if (found := tables.published(key))
+        for figure in found.figures.values()
+    }
+    for format, marks in (("md", "?†"), ("tex", "?$"), ("terminal", "?†")):
+        text = render_verdict(result, format=format, width=200)
+        shown = re.findall(r"(?<![\d.\[+-])(\d+\.\d\d)(.)", text)
+        seen = 0
+        for number, after in shown:
+            if number in numbers and numbers[number] != "primary" and after in marks:
+                seen += 1
+        known = sum(
+            len(set(found.figures) & set(table.columns))
+            for row in table.rows
+            if (found := next(filter(None, map(tables.published, row.published)), None))
+        )
+        assert seen >= known
+
+
+def test_csv_reads_back(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(table, "tiny", cells, format="csv"))))
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("cell") == len(table.rows) * len(table.columns)
+    assert kinds.count("claim") == len(table.claims)
+    assert all(row["verdict"] for row in rows)
+    kl = next(row for row in rows if row["method"] == "kl" and row["column"] == "dolly")
+    assert (kl["published"], kl["published_status"], kl["published_source"]) == (
+        "24.54",
+        "unverified",
+        "dskd-v1:1",
+    )
+    assert float(kl["low"]) < float(kl["measured"]) < float(kl["high"])
+    assert kl["training_sd"] and kl["decoding_sd"]
+
+
+def test_json_holds_everything(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    data = json.loads(render(table, "tiny", cells, {"same": "A -> B"}, "json"))
+    assert data["pairs"]["same"] == {"name": "tiny/bpe-same", "about": "A -> B"}
+    assert [row["method"] for row in data["rows"]] == [row.method for row in table.rows]
+    assert data["claims"][0]["verdict"] == "failed"
+    assert data["census"]["cells"] == 180
+
+
+def test_latex_is_escaped_and_balanced(
+    table: Table, cells: dict[str, Sequence[Entry]], tmp_path: Path
+) -> None:
+    text = render(table, "tiny", cells, {"same": "50 % & a_b {x} #1 $ ^ ~ \\"}, "tex")
+    assert r"50 \% \& a\_b \{x\} \#1 \$ \^{} $\sim$ \textbackslash{}" in text
+    assert text.isascii()
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
+    for line in body.splitlines():
+        if line.endswith(r"\\") and "multicolumn" not in line:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns)
+    if shutil.which("pdflatex"):
+        page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{text}\\end{{document}}\n"
+        (tmp_path / "page.tex").write_text(page)
+        subprocess.run(["pdflatex", "-interaction=batchmode", "page.tex"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("format", report.FORMATS)
+@pytest.mark.parametrize("scale", tables.SCALES)
+@pytest.mark.parametrize("name", tables.ids())
+def test_an_empty_table_is_a_table(name: str, scale: str, format: str) -> None:
+    text = render(tables.load(name), scale, {}, format=format, width=80)
+    assert "not run" in text
+
+
+def test_the_same_records_give_the_same_text(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    assert render(table, "tiny", cells, format="md") == render(table, "tiny", cells, format="md")
+
+
+def test_unknown_format_is_refused(table: Table) -> None:
+    with pytest.raises(ValueError, match="no format 'html'; known: terminal"):
+        render(table, "tiny", {}, format="html")
+    assert report.path(Path("results"), "tiny", "1") == Path("results/tables/tiny-1.md")
+
+
+def test_nothing_here_needs_torch() -> None:
+    code = "import sys, harness.report, harness.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import tables, verdict
+from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun
+from harness.statistics import StatisticsError
+from harness.tables import Row, Table
+from harness.verdict import COMPARED, VERDICTS, Entry, TableVerdict, judge
+
+ITEMS = {"dolly": 500, "self-inst": 242, "vicuna": 80, "s-ni": 40, "unni": 40}
+
+
+def make(
+    table: Table,
+    row: Row,
+    seed: int,
+    mean: float,
+    *,
+    items: Mapping[str, int],
+    scale: str = "paper",
+    noise: float = 0.0,
+    decodings: int = 1,
+    temperature: float = 1.0,
+    state: str = "exact",
+) -> dict[str, Any]:
+    """A finished record; ``noise`` moves the whole run, items vary by 5 points around the mean."""
+    shift = np.random.default_rng([seed, len(row.key)]).normal(0, noise)
+    scores = {}
+    for suite in table.suites:
+        spread = np.random.default_rng(items[suite]).normal(0, 5, items[suite])
+        values = np.round(mean + shift + spread - spread.mean(), 4).tolist()
+        run = {"score": float(np.mean(values)), "all": {}, "per_item": values, "generations": None}
+        seeds = {str(10 * d + 10): run for d in range(decodings)}
+        scores[suite] = {"metric": "rougeL", "items": items[suite], "items_sha256": "0", "seeds": seeds}
+    decoding = Decoding(temperature=temperature)
+    suites = tuple(SuiteRun(suite, 1, None) for suite in table.suites)
+    pair = table.pair(scale, row.side) or "none"
+    cell = Cell(scale, pair, row.method, seed, table.group, None, decoding, suites, "x", ())
+    return {
+        **{"schema": 1, "cell": cell.id, "spec": json.loads(json.dumps(cell.as_dict()))},
+        **{"status": "done", "reason": None, "scores": scores, "training": None, "models": {}},
+        **{"template_sha256": "", "provenance": {}},
+        "data": [{"name": "dolly-train", "sha256": "", "licence": "", "state": state}],
+        "cost": {
+            "train_seconds": 10.0,
+            "decode_seconds": 2.0,
+            "tokens_per_second": 100.0,
+            "peak_rss_mb": 500.0,
+        },
+    }
+
+
+def fill(
+    table: Table,
+    means: Mapping[str, float],
+    *,
+    seeds: int = 3,
+    items: Mapping[str, int] | None = None,
+    **more: Any,
+) -> dict[str, Sequence[Entry]]:
+    """Records for every row at these means (by row key; ``*`` for all others)."""
+    items = items or {suite: 40 for suite in table.suites}
+    cells: dict[str, Sequence[Entry]] = {}
+    for row in table.rows:
+        mean = dict.fromkeys(table.suites, means.get(row.key, means["*"]))
+        numbers = [0] if row.method in UNTRAINED else list(range(1, seeds + 1))
+        cells[row.key] = [make(table, row, seed, mean, items=items, **more) for seed in numbers]
+    return cells
+
+
+def failed(record: Any, reason: str) -> dict[str, Any]:
+    return {**record, "status": "failed", "reason": reason, "scores": {}}
+
+
+def ladder(table: Table) -> dict[str, float]:
+    """Means under which every claim of the table holds."""
+    rank = {
+        "student": 2.0,
+        "teacher": 40.0,
+        "dskd-v1": 22.0,
+        "dskd-v2": 24.0,
+        "dskd-cma": 22.0,
+        "dskd-eta": 24.0,
+    }
+    means = {row.key: rank.get(row.method.split("/")[0], 20.0) for row in table.rows}
+    means |= {row.key: 23.0 for row in table.rows if ":" in row.method}
+    return {**means, "*": 20.0}
+
+
+@pytest.mark.parametrize("scale", tables.SCALES)
+@pytest.mark.parametrize("name", tables.ids())
+def test_never_a_blank(name: str, scale: str) -> None:
+    table = tables.load(name)
+    for cells in ({}, fill(table, {"*": 20.0}, noise=0.2, scale=scale)):
+        result = judge(table, scale, cells)
+        assert list(result.rows) == [row.key for row in table.rows]
+        for row in result.rows.values():
+            assert list(row.cells) == list(table.columns)
+            for cell in row.cells.values():
+                assert cell.verdict in VERDICTS
+                assert cell.reason
+                assert (cell.measured is None) == (cell.verdict in ("not run", "failed"))
+                if scale != "paper":
+                    assert cell.verdict not in COMPARED
+        for claim in result.claims:
+            assert claim.verdict in VERDICTS
+            assert claim.reason
+        assert (
+            sum(result.census.verdicts.values())
+            == result.census.cells
+            == len(table.rows) * len(table.columns)
+        )
+        assert sum(result.census.claims.values()) == len(table.claims)
+
+
+def test_claims_hold_do_not_hold_and_stay_open() -> None:
+    table = tables.load("1")
+    means = ladder(table)
+    result = judge(table, "tiny", fill(table, means, noise=0.05, scale="tiny"))
+    assert {claim.verdict for claim in result.claims if claim.pairs} == {"agrees"}
+    assert {claim.verdict for claim in result.claims if not claim.pairs} == {"not run"}
+    first = result.claims[0]
+    assert first.reason.startswith("holds in 6 of 6 pairs, gains +1.")
+    assert first.size is not None
+    assert first.size[0] == "not comparable"
+
+    upside_down = judge(
+        table, "tiny", fill(table, {k: 60 - v for k, v in means.items()}, noise=0.05, scale="tiny")
+    )
+    assert {claim.verdict for claim in upside_down.claims if claim.pairs} == {"differs"}
+
+    level = judge(table, "tiny", fill(table, {"*": 20.0}, noise=1.0, scale="tiny"))
+    assert {claim.verdict for claim in level.claims if claim.pairs} == {"inconclusive"}
+
+
+def test_one_pair_against_it_refutes_a_claim_even_half_run() -> None:
+    table = tables.load("1")
+    means = ladder(table) | {"same/dskd-v1/js": 10.0}
+    cells = fill(table, means, noise=0.05, scale="tiny")
+    cells["same/skl"] = ["too dear"] * 3
+    claim = judge(table, "tiny", cells).claims[0]
+    assert claim.verdict == "differs"
+    assert "same/dskd-v1/js - same/js" in claim.reason
+    cells["same/dskd-v1/js"] = cells["same/dskd-v1/kl"]
+    claim = judge(table, "tiny", cells).claims[0]
+    assert (claim.verdict, "too dear" in claim.reason) == ("not run", True)
+    cells["same/skl"] = [failed(cells["same/kl"][0], "loss is not finite")]
+    claim = judge(table, "tiny", cells).claims[0]
+    assert (claim.verdict, "loss is not finite" in claim.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("scale", tables.SCALES)
+def test_one_training_seed_concludes_nothing(scale: str) -> None:
+    table = tables.load("1")
+    published = {
+        row.key: found.figures["dolly"].value
+        for row in table.rows
+        if row.published and (found := tables.published(row.published[0]))
+    }
+    result = judge(table, scale, fill(table, {**published, "*": 20.0}, seeds=1, items=ITEMS, scale=scale))
+    assert {claim.verdict for claim in result.claims} == {"inconclusive", "not run"}
+    for row in result.rows.values():
+        assert {cell.verdict for cell in row.cells.values()} <= {"inconclusive", "not comparable"}
+
+
+def against(mean: float, **more: Any) -> verdict.CellVerdict:
+    """The Dolly cell of table 1's KL row (24.54) at paper scale."""
+    table = tables.load("1")
+    return kl(judge(table, "paper", fill(table, {"*": mean}, items=ITEMS, **more)))
+
+
+def kl(result: TableVerdict) -> verdict.CellVerdict:
+    return result.rows["same/kl"].cells["dolly"]
+
+
+def test_equivalence_within_the_margin() -> None:
+    assert against(24.60, noise=0.1).verdict == "agrees"
+    assert against(30.0, noise=0.1).verdict == "differs"
+    assert against(19.0, noise=0.1).verdict == "differs"
+    assert against(25.54, noise=0.1).verdict == "inconclusive"
+    assert against(24.54, noise=3.0).verdict == "inconclusive"
+    assert "ours - published +0.0" in against(24.60, noise=0.0).reason
+
+
+def test_what_may_not_be_compared_is_not() -> None:
+    assert against(24.54, noise=0.1, state="re-sampled").reason == (
+        "training data not the published one (dolly-train: re-sampled)"
+    )
+    table = tables.load("1")
+    fewer = judge(table, "paper", fill(table, {"*": 24.54}, noise=0.1))
+    assert kl(fewer).reason == "dolly scored on 40 items, published on 500"
+    full = judge(table, "paper", fill(table, {"*": 24.54}, noise=0.1, items=ITEMS))
+    assert full.rows["same/kl"].cells["avg"].verdict == "not comparable"  # S-NI and UnNI were cut here
+    assert "another protocol" in full.rows["same/tvd"].cells["dolly"].reason
+    assert "could not be read" in full.rows["same/dskd-v2/kl"].cells["dolly"].reason
+    assert full.rows["same/student"].cells["dolly"].reason == "no paper gives a figure for this row"
+
+
+def test_an_untrained_row_varies_by_decoding() -> None:
+    def teacher(**more: Any) -> verdict.CellVerdict:
+        table = tables.load("1")
+        return (
+            judge(table, "paper", fill(table, {"*": 27.19}, items=ITEMS, **more))
+            .rows["same/teacher"]
+            .cells["dolly"]
+        )
+
+    assert (teacher().verdict, teacher().reason) == ("inconclusive", "one decoding seed")
+    assert teacher(decodings=5).verdict == "agrees"
+    assert teacher(temperature=0.0).verdict == "agrees"
+
+
+def test_a_row_says_how_far_it_got() -> None:
+    table = tables.load("1")
+    cells = fill(table, {"*": 20.0}, noise=0.1, scale="small")
+    whole = cells["same/kl"]
+    cases: list[tuple[Sequence[Entry], str, str]] = [
+        (whole, "done", ""),
+        ([whole[0], None, None], "partial", "2 of 3 seeds not yet"),
+        ([whole[0], failed(whole[1], "killed"), "too dear"], "partial", "seed 2: killed; too dear"),
+        ([failed(whole[0], "killed"), None], "failed", "seed 1: killed; 1 of 2 seeds not yet"),
+        (["licence forbids"] * 3, "not run", "licence forbids"),
+        ([None] * 3, "not run", "not yet"),
+        ([], "not run", "not yet"),
+    ]
+    for entries, state, reason in cases:
+        row = judge(table, "small", {**cells, "same/kl": entries}).rows["same/kl"]
+        assert (row.state, row.reason) == (state, reason)
+    maths = tables.load("math")
+    assert judge(maths, "small", {}).rows["same/kl"].reason == maths.absent["small"]["same"]
+
+
+def test_the_share_of_the_gap() -> None:
+    table = tables.load("1")
+    means = {"*": 20.0, "same/student": 10.0, "same/teacher": 30.0}
+    result = judge(table, "tiny", fill(table, means, noise=0.02, scale="tiny"))
+    share = result.rows["same/kl"].recovered
+    assert share is not None
+    assert share.mean == pytest.approx(50, abs=1)
+    assert result.rows["same/teacher"].recovered is None
+    assert result.rows["cross/uld"].recovered is None  # there, student and teacher are level
+
+
+def test_census_counts_what_is_verified() -> None:
+    census = judge(tables.load("1"), "tiny", {}).census
+    assert (census.measured, census.compared, census.verified) == (0, 0, 0)
+    assert census.figures == census.secondary + census.unverified > 100
+    assert census.unknown == census.cells - census.figures
+
+
+def test_holes_and_strangers_are_refused() -> None:
+    table = tables.load("1")
+    cells = fill(table, {"*": 20.0}, scale="tiny")
+    with pytest.raises(KeyError, match="same/nothing"):
+        judge(table, "tiny", {"same/nothing": []})
+    del cells["same/kl"][0]["scores"]["unni"]  # type: ignore[index]
+    with pytest.raises(StatisticsError, match=r"table 1, row same/kl: cell \w+ has no scores on unni"):
+        judge(table, "tiny", cells)

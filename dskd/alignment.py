@@ -213,7 +213,7 @@ def align_edit_distance(
 ) -> np.ndarray:
     """(P, 2) int32 positions (student, teacher) that MinED matches one to one.
 
-    FuseLLM (arXiv 2401.10491, section 3.2): dynamic time warping of the two token sequences with the
+    FuseLLM (arXiv 2401.10491, "Token alignment"): dynamic time warping of the two token sequences with the
     edit distance of two tokens as cost, here Levenshtein over their canonical bytes. The path may
     advance on both sides, on the student's or on the teacher's, each step paying the cost of the
     pair it arrives at. Among paths of equal cost the one traced back from the end by these

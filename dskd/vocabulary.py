@@ -8,6 +8,7 @@ so that tokens of any two tokenizers can be compared exactly. Nothing here impor
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -59,9 +60,7 @@ class Vocabulary:
                 f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no EOS token: set eos_token"
             )
         byte_level = _is_byte_level(backend)
-        fallback = bool(getattr(backend.model, "byte_fallback", False)) or _has(
-            backend.decoder, "ByteFallback"
-        )
+        fallback = _byte_fallback(backend.model)
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         words = backend.get_vocab(with_added_tokens=True)
@@ -149,6 +148,13 @@ def _is_byte_level(backend: Any) -> bool:
     )
 
 
+def _byte_fallback(model: Any) -> bool:
+    if hasattr(model, "byte_fallback"):
+        return bool(model.byte_fallback)
+    state = json.loads(model.__getstate__())  # Unigram tells only there
+    return bool(state.get("byte_fallback", False))
+
+
 def _fallback_byte(word: str) -> bytes | None:
     if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
         try:
@@ -226,7 +232,7 @@ class VocabularyPair:
     def edit_distance(self) -> np.ndarray:
         """(V_t,) int64: the student's token of minimum edit distance for each teacher id.
 
-        The vocabulary map of MinED (FuseLLM, arXiv 2401.10491, section 3.2): Levenshtein distance over
+        The vocabulary map of MinED (FuseLLM, arXiv 2401.10491, "Token alignment"): Levenshtein distance over
         the bytes of the tokens. Whatever ``translation`` maps stays; ties go to the lowest student
         id, which in BPE is the earliest merge. Control tokens without translation are -1. Kept under
         ``cache``.
@@ -278,6 +284,8 @@ def _nearest(queries: list[bytes], choices: list[bytes]) -> np.ndarray:
         best = np.full(len(rows), np.iinfo(np.int64).max)
         for gap in np.unique(gaps):
             open_rows = np.flatnonzero(best >= gap)  # equal: a tie may have a lower index
+            if not len(open_rows):
+                break
             columns = np.flatnonzero(gaps == gap)
             where, distance = _first_minimum(
                 [queries[r] for r in rows[open_rows]], [choices[c] for c in columns]

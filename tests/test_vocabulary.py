@@ -82,6 +82,14 @@ def test_sentencepiece_tokens_are_their_bytes() -> None:
     assert (read.byte_tokens, read.unk, read.marked) == ({2, 3}, 0, True)
 
 
+def test_unigram_byte_tokens_are_bytes() -> None:
+    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True}
+    raw = description([])
+    raw["model"] = {**model, "vocab": [["<unk>", 0.0], ["</s>", 0.0], ["<0x0A>", -9.0], ["▁a", -1.0]]}
+    read = Vocabulary.from_tokenizer(wrap(raw, eos_token="</s>", unk_token="<unk>"))
+    assert (read.tokens, read.byte_tokens) == ([None, None, b"\n", b" a"], {2})
+
+
 def test_byte_names_are_text_without_byte_fallback() -> None:
     read = Vocabulary.from_tokenizer(wrap(description(["</s>", "<0x0A>"]), eos_token="</s>"))
     assert read.tokens == [None, b"<0x0A>"]

@@ -108,8 +108,7 @@ class Claim:
     text: str
     source: str
     status: str
-    pairs: tuple[tuple[str, str], ...]  #: row keys; empty if ``absent``
-    absent: str  #: why no pair of rows can judge it
+    pairs: tuple[tuple[str, str], ...]  #: row keys
     size: tuple[float, float] | None  #: published range of the gains, in points
 
 
@@ -245,9 +244,8 @@ def _row(node: _Node) -> Row:
 
 def _claim(node: _Node) -> Claim:
     node.choice("kind", ("greater",))
-    absent = node.text("absent", optional=True)
-    pairs = [] if absent else node.get("pairs", list)
-    if not (pairs or absent) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+    pairs = node.get("pairs", list)
+    if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         raise node.error("pairs", "a list of [row, row], the first said to be higher")
     size = node.get("size", list) if "size" in node.data else None
     if size is not None and (
@@ -260,7 +258,6 @@ def _claim(node: _Node) -> Claim:
         source=node.text("source"),
         status=node.choice("status", CLAIM_STATUSES),
         pairs=tuple((str(a), str(b)) for a, b in pairs),
-        absent=absent,
         size=(float(size[0]), float(size[1])) if size else None,
     )
     node.done()

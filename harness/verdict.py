@@ -297,8 +297,6 @@ def _recovered(row: Row, samples: Mapping[str, Sample | None]) -> Estimate | Non
 
 
 def _judge_claim(claim: Claim, table: Table, scale: str, rows: Mapping[str, RowVerdict]) -> ClaimVerdict:
-    if claim.absent:
-        return ClaimVerdict(claim, "not run", claim.absent, (), None)
     pairs = tuple(_judge_pair(a, b, rows, len(claim.pairs)) for a, b in claim.pairs)
     verdict, reason = _sum_up(pairs)
     return ClaimVerdict(claim, verdict, reason, pairs, _judge_size(claim, table, scale, pairs))

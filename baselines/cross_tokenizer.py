@@ -14,6 +14,8 @@ from dskd.terms import COMMON, Sum, constant, divergence_factor, teacher_view
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dskd.divergences import Divergence
+
 
 class SortedDistance:
     """Sum of |p_(k) - q_(k)|, both sorted descending, the smaller vocabulary padded with zeros (ULD)."""
@@ -90,6 +92,7 @@ class UniversalLogit(Method):
     """Compares the shapes of the two distributions, never which token has which mass."""
 
     Options: ClassVar[type[Any]] = PlainULD
+    divergence = SortedDistance()
 
     def parse_options(self, given: dict[str, str]) -> Any:
         from dskd.method import read_options
@@ -112,7 +115,7 @@ class UniversalLogit(Method):
         kd = constant(len(i), of_uld * divergence_factor(o) / batch.normaliser, student.hidden)
         ce = constant(len(student.labels), of_ce / batch.normaliser, student.hidden)
         made = heads.distil(
-            student.hidden, student.head, teacher.hidden[j], teacher.head, SortedDistance(),
+            student.hidden, student.head, teacher.hidden[j], teacher.head, self.divergence,
             temperature=o.temperature, weights=kd, positions=i, labels=student.labels, label_weights=ce,
         )  # fmt: skip
         assert made.nll is not None
@@ -140,9 +143,8 @@ class Reindexed:
 
     NONE = -1e5
 
-    def __init__(self, mapping: Tensor) -> None:
-        self.mapping = mapping
-        self.kl = divergences.get("kl")
+    def __init__(self, mapping: Tensor, kl: Divergence) -> None:
+        self.mapping, self.kl = mapping, kl
 
     def reindex(self, teacher_logits: Tensor, size: int) -> Tensor:
         """(n, V') to (n, size)."""
@@ -190,6 +192,8 @@ class Reindexed:
 class MinimumEditDistance(Method):
     """Where two tokens match, the teacher's logits under translated names; elsewhere the gold label."""
 
+    divergence = divergences.get("kl")
+
     def build(self, pair: Pair) -> nn.Module:
         from torch import nn
 
@@ -211,7 +215,7 @@ class MinimumEditDistance(Method):
         kd = constant(len(i), each, student.hidden)
         ce = constant(len(student.labels), (1 - o.rate) / batch.normaliser, student.hidden)
         matched = heads.distil(
-            student.hidden, student.head, teacher.hidden[j], teacher.head, Reindexed(parts.mapping),
+            student.hidden, student.head, teacher.hidden[j], teacher.head, Reindexed(parts.mapping, self.divergence),
             temperature=o.temperature, weights=kd, positions=i, labels=student.labels, label_weights=ce,
         )  # fmt: skip
         assert matched.nll is not None

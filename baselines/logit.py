@@ -18,7 +18,7 @@ def _entry(divergence: Entry) -> Entry:
     """The ledger page of a logit method is that of its divergence within the common objective."""
     return dataclasses.replace(
         divergence,
-        title=f"Logit distillation by the {divergence.title[0].lower()}{divergence.title[1:]}",
+        title=f"Logit distillation: {divergence.title}",
         formula=f"(1 - r) CE + r D,  D = {divergence.formula}",
         needs=Needs(vocabulary="same"),
         parameters={**COMMON, **divergence.parameters},

@@ -67,7 +67,7 @@ class Options:
 
 _SPEC = re.compile(
     r"^(?P<name>[a-z0-9][a-z0-9-]*)(@(?P<variant>[a-z0-9-]+))?"
-    r"(/(?P<divergence>[a-z0-9-]+(@[a-z0-9-]+)?))?(?P<options>(:[a-z_]+=[^:=,\s]+)*)$"
+    r"(/(?P<divergence>[a-z0-9-]+(@[a-z0-9-]+)?))?(?P<options>(:[a-z][a-z0-9_]*=[^:=,\s]+)*)$"
 )
 
 

@@ -58,6 +58,7 @@ class IdealProjectors(nn.Module):
     student_rows: Tensor | None
     frozen_head: Tensor | None
     inverse: Tensor  #: pinv(W_t).T over the common tokens, (rows, D)
+    probe: Tensor  #: (d,) random, tells whether a head has changed
     translation: Tensor | None  #: (V_t,) student id of each teacher id or -1; None: one vocabulary
 
     def __init__(self, pair: Pair, *, random: bool, frozen: bool) -> None:
@@ -82,8 +83,10 @@ class IdealProjectors(nn.Module):
         if not pair.vocabulary.same:
             translation = torch.from_numpy(pair.vocabulary.translation).to(student.device)
         self.register_buffer("translation", translation, persistent=False)
-        self._built_from: tuple[Tensor, int] | None = None
-        self._built: Tensor | None = None
+        draw = torch.Generator().manual_seed(0)
+        probe = torch.randn(pair.student.width, generator=draw, dtype=torch.float64).to(student.device, dtype)
+        self.register_buffer("probe", probe, persistent=False)
+        self._built: tuple[Tensor, Tensor] | None = None  #: what the probe saw of the head, and the map
 
     def _common(self, student_head: Tensor) -> Tensor:
         return student_head if self.student_rows is None else student_head[self.student_rows]
@@ -103,20 +106,14 @@ class IdealProjectors(nn.Module):
         """sg(W_s) pinv(W_t) (d, D), rebuilt only when the head has changed.
 
         Building costs V d D multiply-adds, as much as a thousand or so tokens through both heads. It is
-        kept over the micro-batches of a step and, where the head is frozen (LoRA, KDFlow), for good. The
-        head is recognised by its memory and version counter, which every in-place update raises;
-        holding on to it here rules out that another tensor gets the same memory.
+        kept over the micro-batches of a step and, where the head is frozen (LoRA, KDFlow), for good. A
+        changed head shows in its product with a random vector, V d multiply-adds; its version counter
+        does not tell, since fused optimisers leave that alone.
         """
-        if self._built is None or self._built_from is None or not _unchanged(head, *self._built_from):
-            common = self._common(head).to(self.inverse.dtype)
-            self._built = common.T @ self.inverse
-            self._built_from = (head, head._version)
-        return self._built
-
-
-def _unchanged(head: Tensor, known: Tensor, version: int) -> bool:
-    same_layout = head.shape == known.shape and head.stride() == known.stride() and head.dtype == known.dtype
-    return same_layout and head.data_ptr() == known.data_ptr() and head._version == version
+        seen = head.to(self.probe.dtype) @ self.probe
+        if self._built is None or not torch.equal(seen, self._built[0]):
+            self._built = seen, self._common(head).to(self.inverse.dtype).T @ self.inverse
+        return self._built[1]
 
 
 class CrossModelAttention(nn.Module):

@@ -64,12 +64,15 @@ def addresses() -> list[str]:
 
 def run(address: str, only: Iterable[str] | None = None) -> list[Result]:
     """All checks of a method address, or those in ``only``. Raises MethodError for an unknown address."""
-    create(address)
-    return [_outcome(address, name) for name in (CHECKS if only is None else only)]
+    return examine(create(address), only)
 
 
-def _outcome(address: str, name: str) -> Result:
-    method = create(address)
+def examine(method: Method, only: Iterable[str] | None = None) -> list[Result]:
+    """The same for a method that need not be registered."""
+    return [_outcome(method, name) for name in (CHECKS if only is None else only)]
+
+
+def _outcome(method: Method, name: str) -> Result:
     reason = _exception(method, name)
     try:
         with _quiet():

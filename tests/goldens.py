@@ -1,0 +1,257 @@
+"""The methods once more, in float64 NumPy, term by term from the papers' formulas.
+
+Every function takes the numbers twice: ``x`` may be moved to find a slope, ``c`` is what a
+stop-gradient holds. Nothing of dskd's arithmetic is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dskd import heads
+from dskd.method import Method, create
+from dskd.vocabulary import Vocabulary
+from harness.conformance import build, gradients
+from harness.synthetic import World, world
+
+Terms = dict[str, float]
+Golden = Callable[[Any, Any], Terms]
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    return np.exp(log_softmax(z))
+
+
+def kl(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
+    """KL(p, q) of each row."""
+    log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def nll(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -np.take_along_axis(log_softmax(z), labels[:, None], -1)[:, 0]
+
+
+def _logit(divergence: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Golden:
+    def golden(x: Any, c: Any) -> Terms:
+        z = x.h @ x.W.T
+        kd = divergence(c.ht @ c.Wt.T / c.T, z / c.T)
+        return {"ce": (1 - c.r) * nll(z, c.labels).sum() / c.N, "kd": c.r * kd.sum() / c.N}
+
+    return golden
+
+
+def _dual_v1(x: Any, c: Any) -> Terms:
+    z = x.h @ x.W.T
+    carried = {k: c.ht @ v.parts["t2s.weight"].T + v.parts["t2s.bias"] for k, v in (("x", x), ("c", c))}
+    in_teacher = x.h @ x.parts["s2t.weight"].T + x.parts["s2t.bias"]
+    return {
+        "ce": (1 - c.r) * nll(z, c.labels).sum() / c.N,
+        "kd_student": c.r * kl(carried["c"] @ c.W.T / c.T, z / c.T).sum() / c.N,
+        "ce_t2s": c.r * nll(carried["x"] @ c.W.T, c.labels).sum() / c.N,
+        "kd_teacher": c.r * kl(c.ht @ c.Wt.T / c.T, in_teacher @ c.Wt.T / c.T).sum() / c.N,
+    }
+
+
+def _dual_v2(x: Any, c: Any) -> Terms:
+    rows = np.arange(len(c.labels))
+    wanted = (c.ht @ c.Wt.T).argmax(-1)
+    return _three_terms(x, c, rows, rows, wanted, c.W.T @ np.linalg.pinv(c.Wt.T))
+
+
+def _three_terms(x: Any, c: Any, i: np.ndarray, j: np.ndarray, wanted: np.ndarray, s2t: np.ndarray) -> Terms:
+    """DSKD v2 on rows (i, j); a single micro-batch, so every mean is the paper's."""
+    z = x.h @ x.W.T
+    logits = {k: c.ht[j] @ v.parts["t2s.weight"].T @ c.W.T for k, v in (("x", x), ("c", c))}
+    kept = logits["c"].argmax(-1) == wanted
+    student = kl(logits["c"][kept] / c.T, z[i[kept]] / c.T)
+    teacher = kl(c.ht[j] @ c.Wt.T / c.T, x.h[i] @ s2t @ c.Wt.T / c.T)
+    assert 0 < kept.sum() < len(kept), "a world in which the mask shows"
+    return {
+        "ce": (1 - c.r) * nll(z, c.labels).sum() / c.N,
+        "kd_student": c.r * student.mean(),
+        "ce_t2s": c.r * nll(logits["x"], wanted).mean(),
+        "kd_teacher": c.r * teacher.mean(),
+    }
+
+
+def _words(known: Vocabulary) -> dict[bytes, int]:
+    return {word: i for i, word in enumerate(known.surfaces) if i not in known.special}
+
+
+def _dual_eta(x: Any, c: Any) -> Terms:
+    ours, theirs = _words(c.student_words), _words(c.teacher_words)
+    common = sorted(set(ours) & set(theirs))
+    a = [ours[w] for w in common] + [c.student_words.eos]
+    b = [theirs[w] for w in common] + [c.teacher_words.eos]
+    s2t = c.W[a].T @ np.linalg.pinv(c.Wt[b].T)
+    to_student = dict(zip(b, a, strict=True))
+    best = (c.ht @ c.Wt.T).argmax(-1)
+    spans = {span: i for i, span in enumerate(c.spans)}
+    pairs = [(spans[span], j) for j, span in enumerate(c.teacher_spans) if span in spans]
+    known = [(i, j, to_student[best[j]]) for i, j in pairs if best[j] in to_student]
+    assert len(known) < len(pairs) < len(c.labels)
+    i, j, wanted = np.array(known).T
+    return _three_terms(x, c, i, j, wanted, s2t)
+
+
+def _cma(x: Any, c: Any) -> Terms:
+    z = x.h @ x.W.T
+    ce = (1 - c.r) * nll(z, c.labels).sum() / c.N
+    out = {"ce": ce, "kd_student": 0.0, "ce_t2s": 0.0, "kd_teacher": 0.0}
+    for (a, b), (m, n) in zip(c.bounds, c.teacher_bounds, strict=True):
+        s, t = slice(a, b), slice(m, n)
+        question = np.concatenate([c.e[c.inputs[s]], c.e[c.labels[s]]], -1)
+        target = c.et[c.teacher_labels[t]]
+        keys = np.concatenate([c.et[c.teacher_inputs[t]], target], -1)
+        keys = keys / keys.std(ddof=1)
+        value = c.ht[t] / c.ht[t].std(ddof=1) + target / target.std(ddof=1)
+        projected = {}
+        for k, v in (("x", x), ("c", c)):
+            asked = question @ v.parts["query.weight"].T + v.parts["query.bias"]
+            align = asked @ keys.T / np.sqrt(keys.shape[1])
+            projected[k] = softmax(align) @ (value @ v.parts["t2s.weight"].T + v.parts["t2s.bias"]) @ c.W.T
+            if k == "x":
+                carried = softmax(align.T) @ (x.h[s] @ x.parts["s2t.weight"].T + x.parts["s2t.bias"])
+        kept = projected["c"].argmax(-1) == c.labels[s]
+        out["kd_student"] += c.r / c.N * kl(projected["c"][kept] / c.T, z[s][kept] / c.T).sum()
+        out["ce_t2s"] += c.r / c.N * nll(projected["x"], c.labels[s]).sum()
+        out["kd_teacher"] += c.r / c.N * kl(c.ht[t] @ c.Wt.T / c.T, carried @ c.Wt.T / c.T).sum()
+    assert out["kd_student"] > 0, "a world in which some projected argmax is the gold label"
+    return out
+
+
+def _uld(weight_ce: float, weight_uld: float) -> Golden:
+    def golden(x: Any, c: Any) -> Terms:
+        z, total = x.h @ x.W.T, 0.0
+        for (a, b), (m, n) in zip(c.bounds, c.teacher_bounds, strict=True):
+            for k in range(min(b - a, n - m)):
+                q, p = -np.sort(-softmax(z[a + k])), -np.sort(-softmax(c.ht[m + k] @ c.Wt.T))
+                size = max(len(q), len(p))
+                total += np.abs(np.pad(q, (0, size - len(q))) - np.pad(p, (0, size - len(p)))).sum()
+        return {"ce": weight_ce * nll(z, c.labels).sum() / c.N, "kd": weight_uld * total / c.N}
+
+    return golden
+
+
+def _levenshtein(a: bytes, b: bytes) -> int:
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        above, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
+    return row[-1]
+
+
+def _mined(x: Any, c: Any) -> Terms:
+    ours, theirs = _words(c.student_words), _words(c.teacher_words)
+    place = {c.teacher_words.eos: c.student_words.eos}
+    for word, j in theirs.items():
+        place[j] = min(ours.items(), key=lambda item: (_levenshtein(word, item[0]), item[1]))[1]
+    z = x.h @ x.W.T
+    partner = dict(c.pairs.tolist())
+    assert 0 < len(partner) < len(c.labels)
+    matched = other = 0.0
+    for i, label in enumerate(c.labels):
+        if i in partner:
+            target = np.full(z.shape[1], -1e5)
+            logits = c.ht[partner[i]] @ c.Wt.T / c.T
+            for j, k in place.items():
+                target[k] = max(target[k], logits[j])
+            matched += kl(target[None], z[i][None] / c.T)[0]
+        else:
+            other += nll(z[i][None] / c.T, np.array([label]))[0]
+    return {
+        "ce": (1 - c.r) * nll(z, c.labels).sum() / c.N,
+        "kd": c.r * matched / c.N,
+        "kd_unmatched": c.r * other / c.N,
+    }
+
+
+GOLDENS: dict[str, Golden] = {
+    "kl": _logit(kl),
+    "rkl": _logit(lambda p, q: kl(q, p)),
+    "dskd-v1": _dual_v1,
+    "dskd-v2": _dual_v2,
+    "dskd-eta": _dual_eta,
+    "dskd-cma": _cma,
+    "uld": _uld(0.5, 0.5),
+    "uld@original": _uld(1.0, 1.5),
+    "mined": _mined,
+}
+
+
+def numbers(here: World, method: Method, parts: Any) -> SimpleNamespace:
+    """Everything a golden needs, as float64 arrays."""
+    batch, pair = here.batch(), here.pair
+    s, t = batch.student, batch.teacher
+    assert t is not None and batch.pairs is not None and pair.teacher is not None
+    named = dict(parts.named_parameters()) if parts is not None else {}
+    arrays = {
+        "h": s.hidden, "W": s.head, "e": s.embedding, "labels": s.labels, "inputs": s.inputs,
+        "ht": t.hidden, "Wt": t.head, "et": t.embedding,
+        "teacher_labels": t.labels, "teacher_inputs": t.inputs,
+        "pairs": torch.stack([batch.pairs.student, batch.pairs.teacher], -1),
+    }  # fmt: skip
+    edges = s.offsets.tolist(), t.offsets.tolist()
+    return SimpleNamespace(
+        **{name: value.detach().numpy().copy() for name, value in arrays.items()},
+        parts={name: value.detach().numpy().copy() for name, value in named.items()},
+        T=getattr(method.options, "temperature", 1.0),
+        r=getattr(method.options, "rate", 0.5),
+        N=batch.normaliser,
+        bounds=list(zip(edges[0], edges[0][1:], strict=False)),
+        teacher_bounds=list(zip(edges[1], edges[1][1:], strict=False)),
+        spans=[(n, *map(int, span)) for n, e in enumerate(here.examples) for span in e.student.spans],
+        teacher_spans=[(n, *map(int, span)) for n, e in enumerate(here.examples) for span in e.teacher.spans],
+        student_words=pair.student.vocabulary,
+        teacher_words=pair.teacher.vocabulary,
+    )
+
+
+def compare(method: Method, golden: Golden, seed: int = 0) -> None:
+    """Terms to 1e-10 and the slope along every trained thing to 1e-6, tiled and plain."""
+    here = world(method, seed)
+    parts = build(method, here.pair)
+    base = numbers(here, method, parts)
+    wanted = golden(base, base)
+    made = gradients(method, parts, here.batch())
+    got = {name: float(value) for name, value in made.loss.terms.items()}
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert abs(got[name] - value) <= 1e-10 * max(1.0, abs(value)), (name, got[name], value)
+    with heads.reference():
+        plain = method.loss(here.batch(), parts).total
+    assert abs(float(plain.detach()) - sum(wanted.values())) <= 1e-10 * sum(wanted.values())
+    draw = np.random.default_rng(3)
+    for name, gradient in made.all().items():
+        way = draw.normal(size=tuple(gradient.shape))
+        way /= np.linalg.norm(way)
+        slope = (_moved(golden, base, name, 1e-5 * way) - _moved(golden, base, name, -1e-5 * way)) / 2e-5
+        directional = float((gradient.numpy() * way).sum())
+        assert abs(directional - slope) <= 1e-6 * max(1.0, abs(slope)), (name, directional, slope)
+
+
+def _moved(golden: Golden, base: SimpleNamespace, name: str, by: np.ndarray) -> float:
+    moved = copy.deepcopy(base)
+    if name in ("hidden", "head"):
+        key = {"hidden": "h", "head": "W"}[name]
+        setattr(moved, key, getattr(moved, key) + by)
+    else:
+        moved.parts[name] += by
+    return sum(golden(moved, base).values())
+
+
+def find(address: str) -> tuple[Method, Golden]:
+    return create(address), GOLDENS[address]

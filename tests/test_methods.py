@@ -1,0 +1,255 @@
+"""Methods against independent NumPy formulas, and the finer points that those leave open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from goldens import GOLDENS, compare, find
+
+from dskd import heads
+from dskd.batch import Pair, Pairs
+from dskd.method import MethodError, create
+from dskd.parts import example_std, padded_rows
+from harness import methods
+from harness.conformance import build, gradients
+from harness.synthetic import STUDENT, TEACHER, cut, world
+
+methods.load()
+
+
+@pytest.mark.parametrize("address", GOLDENS)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_values_and_slopes_are_those_of_the_formula(address: str, seed: int) -> None:
+    compare(*find(address), seed=seed)
+
+
+def test_worked_values_of_the_conventions_page() -> None:
+    """methods.md section 2, through the method itself: one position, logits = log p."""
+    p, q = (torch.tensor([row], dtype=torch.float64).log() for row in ([0.70, 0.20, 0.08, 0.02], [0.40, 0.30, 0.20, 0.10]))
+    wanted = {"kl": 0.2051, "rkl": 0.2420, "jsd@gkd:beta=0.9": 0.0210, "jsd@distillm:beta=0.9": 0.0186, "tvd": 0.3}
+    eye = torch.eye(4, dtype=torch.float64)
+    for address, value in wanted.items():
+        method = create(f"{address}:temperature=1:rate=1")
+        batch = world(method).batch()
+        one = torch.zeros(1, dtype=torch.int64)
+        student = replace(batch.student, hidden=q, head=eye, labels=one)
+        teacher = replace(batch.teacher, hidden=p, head=eye, labels=one)
+        made = method.loss(replace(batch, student=student, teacher=teacher, normaliser=1.0), None)
+        assert float(made.total) == pytest.approx(value, abs=5e-5)
+
+
+def test_ideal_projectors_start_at_the_pseudo_inverse() -> None:
+    for address, same in (("dskd-v2", True), ("dskd-eta", False)):
+        here = world(create(address))
+        parts = build(create(address), here.pair)
+        s, t = here.pair.student.head.detach().numpy(), here.pair.teacher.head.numpy()
+        if not same:
+            ours, theirs = here.pair.vocabulary.overlap
+            s, t = s[ours], t[theirs]
+        np.testing.assert_allclose(parts.t2s.weight.detach().numpy().T, t.T @ np.linalg.pinv(s.T), atol=1e-9)
+
+
+def test_random_start_leaves_the_student_to_teacher_map_computed() -> None:
+    here = world(create("dskd-v2"))
+    ideal, random = (build(create(a), here.pair) for a in ("dskd-v2", "dskd-v2:init=random"))
+    assert not torch.allclose(ideal.t2s.weight, random.t2s.weight)
+    h = here.batch().student.hidden
+    assert torch.equal(ideal.to_teacher(h, here.pair.student.head), random.to_teacher(h, here.pair.student.head))
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_the_map_follows_the_head_that_an_optimiser_moves(options: dict[str, bool]) -> None:
+    method = create("dskd-v2")
+    here = world(method)
+    weight = torch.nn.Parameter(torch.cat([here.pair.student.head.detach(), torch.zeros(3, 6, dtype=torch.float64)]))
+    head = weight[: STUDENT.size]
+    parts = build(method, Pair(replace(here.pair.student, head=head), here.pair.teacher))
+    states = here.batch().student.hidden.detach()
+    before = parts.to_teacher(states, head)
+    assert parts._matrix(head.detach()) is parts._matrix(head.detach())
+    optimiser = torch.optim.AdamW([weight], lr=0.1, **options)
+    head.square().sum().backward()
+    optimiser.step()
+    after = parts.to_teacher(states, head)
+    assert not torch.allclose(before, after)
+    fresh = torch.linalg.pinv(here.pair.teacher.head.T)
+    torch.testing.assert_close(after, states @ (head.detach().T @ fresh))
+
+
+def test_kdflow_reads_the_head_of_the_start() -> None:
+    moving, frozen = create("dskd-v2"), create("dskd-v2@kdflow")
+    here = world(moving)
+    a, b = build(moving, here.pair), build(frozen, here.pair)
+    batch = here.batch()
+    assert float(moving.loss(batch, a).total) == float(frozen.loss(batch, b).total)
+    with torch.no_grad():
+        here.pair.student.head.mul_(1.5)
+    now = {k: float(v) for k, v in frozen.loss(batch, b).terms.items()}
+    other = {k: float(v) for k, v in moving.loss(batch, a).terms.items()}
+    assert now["ce"] == pytest.approx(other["ce"])
+    assert now["ce_t2s"] != pytest.approx(other["ce_t2s"])
+    assert now["kd_teacher"] != pytest.approx(other["kd_teacher"])
+    assert "frozen_head" in b.state_dict(), "a resumed run needs the head of the start"
+
+
+def test_v1_is_zero_between_equals_once_its_projectors_are_identities() -> None:
+    method = create("dskd-v1")
+    here = world(method, equal=True)
+    parts = build(method, here.pair)
+    with torch.no_grad():
+        for linear in (parts.t2s, parts.s2t):
+            linear.weight.copy_(torch.eye(6))
+            linear.bias.zero_()
+    terms = method.loss(here.batch(), parts).terms
+    assert float(terms["kd_student"]) == pytest.approx(0, abs=1e-12)
+    assert float(terms["kd_teacher"]) == pytest.approx(0, abs=1e-12)
+
+
+def test_eta_over_one_vocabulary_is_v2() -> None:
+    eta, v2 = create("dskd-eta/srkl"), create("dskd-v2/srkl")
+    here = world(eta, same=True)
+    a = gradients(eta, build(eta, here.pair), here.batch())
+    b = gradients(v2, build(v2, here.pair), here.batch())
+    assert float(a.loss.total) == pytest.approx(float(b.loss.total), rel=1e-12)
+    for name, value in b.all().items():
+        torch.testing.assert_close(a.all()[name], value)
+
+
+def test_eta_without_any_pair_is_gold_cross_entropy_alone() -> None:
+    method = create("dskd-eta")
+    here = world(method)
+    parts = build(method, here.pair)
+    none = torch.zeros(0, dtype=torch.int64)
+    made = gradients(method, parts, replace(here.batch(), pairs=Pairs(none, none)))
+    assert float(made.loss.total) == float(made.loss.terms["ce"])
+    assert not bool(made.parts["t2s.weight"].any())
+
+
+def test_agreement_threshold_opens_the_mask() -> None:
+    always, sometimes = create("dskd-v2:space=student"), create("dskd-v2:space=student:t2s_agreement=0")
+    here = world(always)
+    parts, batch = build(always, here.pair), here.batch()
+    t = batch.teacher
+    projected = (t.hidden @ parts.t2s.weight.T @ batch.student.head.T).detach()
+    kl = create("kl").divergence
+    each = kl(batch.student.hidden @ batch.student.head.T / 2, projected / 2).detach()
+    kept = projected.argmax(-1) == (t.hidden @ t.head.T).argmax(-1)
+    assert 0 < int(kept.sum()) < len(kept)
+    masked, opened = (float(m.loss(batch, parts).terms["kd_student"]) for m in (always, sometimes))
+    assert masked == pytest.approx(0.5 * float(each[kept].mean()))
+    assert opened == pytest.approx(0.5 * float(each.mean()))
+
+
+def test_own_means_are_weighted_by_the_micro_batch() -> None:
+    """Two micro-batches: each mean counts by its share of the global batch's tokens."""
+    method = create("dskd-v2:space=student:rate=1")
+    here = world(method)
+    parts = build(method, here.pair)
+    total = here.batch().normaliser
+    for rows in ([0, 1], [2, 3, 4]):
+        alone = here.batch(rows, normaliser=float(len(here.batch(rows).student.labels)))
+        part = here.batch(rows)
+        a, b = (float(method.loss(x, parts).total) for x in (alone, part))
+        assert b == pytest.approx(a * alone.normaliser / total)
+
+
+def test_released_attention_takes_one_std_over_the_batch() -> None:
+    here = world(create("dskd-cma"))
+    default, released = (build(create(a), here.pair) for a in ("dskd-cma", "dskd-cma@released"))
+    one, all_ = here.batch([0]), here.batch()
+    for x, y in zip(default(one.student, one.teacher), released(one.student, one.teacher), strict=True):
+        torch.testing.assert_close(x, y)
+    assert not torch.allclose(default(all_.student, all_.teacher)[0], released(all_.student, all_.teacher)[0])
+
+
+def test_example_std_is_torch_s() -> None:
+    offsets = torch.tensor([0, 3, 4, 9])
+    x = torch.randn(9, 5, dtype=torch.float64) + 3
+    got = example_std(x, offsets).squeeze(-1)
+    for a, b in ((0, 3), (3, 4), (4, 9)):
+        torch.testing.assert_close(got[a:b], x[a:b].std().expand(b - a))
+    rows, real = padded_rows(offsets)
+    assert rows[real].tolist() == list(range(9))
+
+
+def test_projectors_keep_their_precision_under_autocast() -> None:
+    for address in ("dskd-v1", "dskd-v2", "dskd-cma"):
+        method = create(address)
+        here = world(method)
+        pair = Pair(*(replace(s, head=s.head.detach().bfloat16(), embedding=s.embedding.bfloat16())
+                      for s in (here.pair.student, here.pair.teacher)))  # fmt: skip
+        parts = build(method, pair)
+        assert {p.dtype for p in parts.parameters()} == {torch.float32}
+        batch = here.batch()
+        views = [replace(v, hidden=v.hidden.detach().bfloat16(), head=s.head, embedding=s.embedding)
+                 for v, s in ((batch.student, pair.student), (batch.teacher, pair.teacher))]  # fmt: skip
+        views[0].hidden.requires_grad_(True)
+        low = replace(batch, student=views[0], teacher=views[1])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = method.loss(low, parts).total
+        loss.backward()
+        exact = float(method.loss(batch, build(method, here.pair)).total.detach())
+        assert float(loss.detach()) == pytest.approx(exact, rel=0.1)
+        assert views[0].hidden.grad.dtype == torch.bfloat16
+
+
+def test_rate_zero_is_fine_tuning() -> None:
+    for address in ("kl", "dskd-v2", "uld", "mined", "dskd-cma", "dskd-eta"):
+        method, sft = create(f"{address}:rate=0"), create("sft")
+        here = world(method)
+        made = gradients(method, build(method, here.pair), here.batch())
+        wanted = gradients(sft, None, here.batch())
+        torch.testing.assert_close(made.hidden, wanted.hidden)
+        torch.testing.assert_close(made.head, wanted.head)
+
+
+def test_a_batch_that_lacks_something_is_refused() -> None:
+    for address, missing in (("kl", "teacher"), ("dskd-eta", "pairs"), ("mined", "pairs"), ("uld", "teacher")):
+        method = create(address)
+        here = world(method)
+        with pytest.raises(ValueError, match="needs"):
+            method.loss(replace(here.batch(), **{missing: None}), build(method, here.pair))
+
+
+def test_unequal_rows_over_one_vocabulary_are_refused() -> None:
+    method = create("dskd-v2")
+    here = world(method)
+    batch = here.batch()
+    with pytest.raises(ValueError, match="positions"):
+        method.loss(replace(batch, teacher=here.batch([0]).teacher), build(method, here.pair))
+
+
+def test_attention_needs_embeddings_as_wide_as_states() -> None:
+    method = create("dskd-cma")
+    pair = world(method).pair
+    narrow = replace(pair.teacher, embedding=pair.teacher.embedding[:, :4])
+    with pytest.raises(MethodError, match="4 and 9 wide"):
+        method.build(Pair(pair.student, narrow))
+
+
+def test_unmatched_positions_get_the_label_at_temperature_t() -> None:
+    method = create("mined:rate=1")
+    here = world(method)
+    batch = here.batch()
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = method.loss(replace(batch, pairs=Pairs(none, none)), build(method, here.pair))
+    logits = batch.student.hidden @ batch.student.head.T / 2
+    wanted = torch.nn.functional.cross_entropy(logits, batch.student.labels)
+    assert float(loss.total.detach()) == pytest.approx(float(wanted))
+
+
+def test_the_alphabet_of_the_synthetic_pair_is_cut_as_meant() -> None:
+    assert [STUDENT.surfaces[i] for i in cut(STUDENT, "abcade ab").ids] == [b"ab", b"c", b"ad", b"e", b" a", b"b", b"<eos>"]
+    assert TEACHER.eos not in (STUDENT.eos,)
+
+
+def test_the_reference_switch_reaches_every_method() -> None:
+    method = create("dskd-v2")
+    here = world(method)
+    parts = build(method, here.pair)
+    with heads.reference():
+        plain = float(method.loss(here.batch(), parts).total.detach())
+    assert plain == pytest.approx(float(method.loss(here.batch(), parts).total.detach()), rel=1e-12)

@@ -98,7 +98,9 @@ def _what(group: argparse._ArgumentGroup) -> None:
         const="",
         help="check a method (or all) against the contract",
     )
-    group.add_argument("--fetch", metavar="SCALE", choices=("small",), help="fetch what scale small needs")
+    group.add_argument(
+        "--fetch", metavar="WHAT", help="small (all it needs), small:NAME, data, or a hub name"
+    )
 
 
 def _which(group: argparse._ArgumentGroup) -> None:

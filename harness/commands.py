@@ -253,11 +253,25 @@ def conformance(address: str, plugins: Sequence[str]) -> int:
     return 1 if broken else 0
 
 
-def fetch(scale: str, cache: Path) -> int:
-    """Fetch what a scale needs; 1 if something is missing in the end."""
+def fetch(wanted: str, cache: Path) -> int:
+    """Fetch models and data; 1, and a line for each, where something could not be had."""
     from harness import sources
 
-    return sources.fetch(scale, cache)
+    shown = ""
+
+    def progress(stage: str, fraction: float) -> None:
+        nonlocal shown
+        if stage != shown:
+            shown = stage
+            _say(stage)
+
+    try:
+        sources.fetch(wanted.split(","), cache, progress)
+    except sources.SourceError as error:
+        _say(str(error))
+        return 1
+    print(f"{wanted} is under {cache}")
+    return 0
 
 
 def _say(line: str) -> None:

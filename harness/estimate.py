@@ -74,7 +74,7 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
         per_token = (4 if cell.training.lora else 6) * student.parameters
         flops += tokens * (per_token * cell.training.epochs + 2 * teacher.parameters) / TRAIN_SHARE
         if cell.training.checkpoint != "last":
-            flops += _decode_flops(DATA["dolly/dev"].examples * cell.training.epochs, student.parameters)
+            flops += _decode_flops(DATA["dolly-dev"].examples * cell.training.epochs, student.parameters)
     size = teacher.parameters if cell.method == "teacher" else student.parameters
     items = sum(run.limit or ITEMS.get(run.name, SUITE_ITEMS) for run in cell.suites)
     flops += _decode_flops(items * len(cell.decoding.seeds), size)

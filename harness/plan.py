@@ -16,7 +16,7 @@ from typing import Literal
 from dskd import method as methods
 from dskd.divergences import ENTRIES as DIVERGENCES
 from dskd.method import Method, MethodError, Spec
-from harness import estimate, pairs, scales, tables, versions
+from harness import estimate, locate, pairs, scales, tables, versions
 from harness.cells import UNTRAINED, Cell, SuiteRun
 from harness.estimate import History
 from harness.pairs import PairSpec
@@ -205,6 +205,9 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
     setting = scales.setting(pair, table.group, Spec.parse(row.method).name, request.budget)
     suites, missing = _suites(table, setting, request)
     absent.extend(missing)
+    data = _training_set(setting.data, request) if row.trained else ""
+    files = [_suite_file(run.name) for run in suites] + ([_training_file(data)] if data else [])
+    known = _versions(method, pair, row, request) | _file_versions(files, request)
     for seed in seeds:
         cell = Cell(
             scale=request.scale,
@@ -215,8 +218,8 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
             training=setting.training if row.trained else None,
             decoding=setting.decoding,
             suites=suites,
-            data=_training_set(setting.data, request) if row.trained else "",
-            versions=_versions(method, pair, row, request),
+            data=data,
+            versions=tuple(sorted(known.items())),
         )
         state: State = "refused" if refusal else "run"
         yield Step(cell, pair, state, refusal)
@@ -258,28 +261,38 @@ def suite_version(name: str) -> int:
 
 def _suite_missing(name: str, request: Request) -> str:
     """Why a suite's file cannot be read (empty if it can; the tiny world is made when needed)."""
-    if request.scale == "tiny":
-        return ""
+    return _file_missing(_suite_file(name), request)
+
+
+def _suite_file(name: str) -> str:
+    """A suite's name in the data folder, without .jsonl."""
     from evals import suites
 
-    try:
-        suites.file_of(suites.get(name), data_root(request))
-    except suites.SuiteError as error:
-        return f"{error}; {DATA_REMEDY}"
-    return ""
+    return suites.get(name).file.removesuffix(".jsonl")
 
 
-DATA_REMEDY = "give a folder with --data, or run `python reproduce.py --fetch small`"
+def _training_file(name: str) -> str:
+    """A training set's name in the data folder, without .jsonl; a user's own file as it is."""
+    return locate.TRAINING_FILES.get(name, name).removesuffix("" if Path(name).is_absolute() else ".jsonl")
 
 
-def data_root(request: Request) -> Path | None:
-    """Folder of suites and training files of the real scales; None without one."""
+def _file_missing(name: str, request: Request) -> str:
+    if request.scale == "tiny":
+        return ""
+    path, _, remedy = _data_file(name, request.cache, request.data)
+    return "" if path is not None else f"{name} is not here; {remedy}"
+
+
+@cache
+def _data_file(name: str, folder: Path, given: Path | None) -> tuple[Path | None, str, str]:
+    """(path, SHA-256, remedy) of a file of the data folder, or of a user's own training file."""
     from harness import sources
 
-    try:
-        return sources.data_root(request.cache, request.data)
-    except (OSError, ValueError):
-        return None
+    own = Path(name)
+    if own.is_absolute():
+        return own, hashlib.sha256(own.read_bytes()).hexdigest(), ""
+    (found,) = sources.data_files([name], folder, given)
+    return found.path, found.sha256 or "", found.remedy or ""
 
 
 def _training_set(name: str, request: Request) -> str:
@@ -291,10 +304,8 @@ def _training_set(name: str, request: Request) -> str:
     return name
 
 
-def _versions(
-    method: Method | None, pair: PairSpec, row: Row, request: Request
-) -> tuple[tuple[str, int], ...]:
-    """Whatever can move a number beside the settings: code by version, the user's files by content."""
+def _versions(method: Method | None, pair: PairSpec, row: Row, request: Request) -> dict[str, int]:
+    """Whatever can move a number beside the settings: code by version, models by content."""
     found = {"decoder": versions.DECODER}
     if row.trained:
         found["trainer"] = versions.TRAINER
@@ -310,7 +321,15 @@ def _versions(
     for ref in _refs(row.method, pair) if method is not None or not row.trained else ():
         if not ref.startswith("tiny:") and (path := resolve(ref, request.cache)[0]) is not None:
             found[f"files of {ref}"] = fingerprint(path)
-    return tuple(sorted(found.items()))
+    return found
+
+
+def _file_versions(names: Iterable[str], request: Request) -> dict[str, int]:
+    """48 bits of each data file's SHA-256; the tiny world has a version instead."""
+    if request.scale == "tiny":
+        return {}
+    hashes = {name: _data_file(name, request.cache, request.data)[1] for name in names}
+    return {f"file {name}": int(sha256[:12], 16) for name, sha256 in hashes.items() if sha256}
 
 
 def _tiny_versions() -> dict[str, int]:
@@ -333,7 +352,7 @@ def resolve(ref: str, cache: Path) -> tuple[Path | None, str]:
     from harness import sources
 
     found = sources.resolve(ref, cache)
-    return found.path, found.remedy
+    return found.path, found.remedy or ""
 
 
 @cache
@@ -423,15 +442,7 @@ def _no_model(step: Step, request: Request) -> str:
 
 
 def _no_data(step: Step, request: Request) -> str:
-    if request.scale == "tiny" or step.cell.training is None:
-        return ""
-    root = data_root(request)
-    file = Path(step.cell.data)
-    if not file.is_absolute():
-        if root is None:
-            return f"no training data; {DATA_REMEDY}"
-        file = root / f"{step.cell.data}.jsonl"
-    return "" if file.is_file() else f"training set {file} is not there; {DATA_REMEDY}"
+    return _file_missing(_training_file(step.cell.data), request) if step.cell.training is not None else ""
 
 
 def _ordered(steps: list[Step]) -> list[Step]:

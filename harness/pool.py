@@ -184,6 +184,8 @@ class Pool:
         self.logs.mkdir(parents=True, exist_ok=True)
         log = str(self.logs / f"worker-{number}.log")
         device = str(number % self.gpus) if self.gpus else None
+        # A worker that is killed cannot give back its semaphores; the tracker frees them, without a word.
+        os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
         arguments = (theirs, self.threads, log, device)
         process = context.Process(target=_work, args=arguments, name=f"worker-{number}")
         process.start()

@@ -44,15 +44,15 @@ class DataFacts:
 #: Training sets by name. The maths and code samples of the papers are lost at source, so another draw
 #: of the same size stands in for them and nothing made from it is comparable with the published figures.
 DATA: dict[str, DataFacts] = {
-    "dolly/train": DataFacts(11_435, 190, "exact"),
-    "dolly/dev": DataFacts(1_000, 190, "re-sampled"),
-    "gsm8k/train": DataFacts(7_473, 190, "exact"),
-    "metamathqa/train": DataFacts(50_000, 300, "re-sampled"),
-    "magicoder/train": DataFacts(10_000, 420, "re-sampled"),
-    "mbpp/train": DataFacts(374, 150, "exact"),
-    "train/instructions": DataFacts(400, 40, "generated"),
-    "train/maths": DataFacts(400, 60, "generated"),
-    "train/code": DataFacts(300, 60, "generated"),
+    "dolly": DataFacts(11_435, 190, "exact"),
+    "dolly-dev": DataFacts(1_000, 190, "re-sampled"),
+    "gsm8k": DataFacts(7_473, 190, "exact"),
+    "metamathqa-50k": DataFacts(50_000, 300, "re-sampled"),
+    "magicoder-python-10k": DataFacts(10_000, 420, "re-sampled"),
+    "mbpp-train": DataFacts(374, 150, "exact"),
+    "tiny-instructions": DataFacts(400, 40, "generated"),
+    "tiny-maths": DataFacts(400, 60, "generated"),
+    "tiny-code": DataFacts(300, 60, "generated"),
 }
 
 #: Suites that a scale does not have, and why.
@@ -89,25 +89,25 @@ _PAPER_DECODING = Decoding(no_repeat_ngram=6, max_new_tokens=512, seeds=(10, 20,
 _PAPER_GREEDY = Decoding(temperature=0.0, max_new_tokens=1024, max_length=2048)
 
 SETTINGS: dict[tuple[str, str], Setting] = {
-    ("tiny", "table1-same"): Setting(_TINY, _TINY_DECODING, "train/instructions", limit=100),
-    ("tiny", "table1-cross"): Setting(_TINY, _TINY_DECODING, "train/instructions", limit=100),
-    ("tiny", "table2-same"): Setting(_TINY_LORA, _TINY_DECODING, "train/instructions", limit=100),
-    ("tiny", "table2-cross"): Setting(_TINY_LORA, _TINY_DECODING, "train/instructions", limit=100),
-    ("tiny", "maths"): Setting(_TINY, _TINY_GREEDY, "train/maths", limit=100),
-    ("tiny", "code"): Setting(_TINY, _TINY_GREEDY, "train/code", limit=100),
-    ("small", "table1-same"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
-    ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
-    ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
-    ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly/dev", limit=100),
-    ("small", "maths"): Setting(_SMALL_MATHS, _SMALL_GREEDY, "gsm8k/train", limit=50),
-    ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp/train", limit=50),
-    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly/train"),
-    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly/train"),
-    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train"),
-    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly/train"),
-    ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa/train"),
+    ("tiny", "table1-same"): Setting(_TINY, _TINY_DECODING, "tiny-instructions", limit=100),
+    ("tiny", "table1-cross"): Setting(_TINY, _TINY_DECODING, "tiny-instructions", limit=100),
+    ("tiny", "table2-same"): Setting(_TINY_LORA, _TINY_DECODING, "tiny-instructions", limit=100),
+    ("tiny", "table2-cross"): Setting(_TINY_LORA, _TINY_DECODING, "tiny-instructions", limit=100),
+    ("tiny", "maths"): Setting(_TINY, _TINY_GREEDY, "tiny-maths", limit=100),
+    ("tiny", "code"): Setting(_TINY, _TINY_GREEDY, "tiny-code", limit=100),
+    ("small", "table1-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
+    ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
+    ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
+    ("small", "table2-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
+    ("small", "maths"): Setting(_SMALL_MATHS, _SMALL_GREEDY, "gsm8k", limit=50),
+    ("small", "code"): Setting(_SMALL, _SMALL_GREEDY, "mbpp-train", limit=50),
+    ("paper", "table1-same"): Setting(_PAPER, _PAPER_DECODING, "dolly"),
+    ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly"),
+    ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly"),
+    ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly"),
+    ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa-50k"),
     ("paper", "code"): Setting(
-        dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder/train"
+        dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder-python-10k"
     ),
 }
 

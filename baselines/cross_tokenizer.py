@@ -215,7 +215,8 @@ class MinimumEditDistance(Method):
         kd = constant(len(i), each, student.hidden)
         ce = constant(len(student.labels), (1 - o.rate) / batch.normaliser, student.hidden)
         matched = heads.distil(
-            student.hidden, student.head, teacher.hidden[j], teacher.head, Reindexed(parts.mapping, self.divergence),
+            student.hidden, student.head, teacher.hidden[j], teacher.head,
+            Reindexed(parts.mapping, self.divergence),
             temperature=o.temperature, weights=kd, positions=i, labels=student.labels, label_weights=ce,
         )  # fmt: skip
         assert matched.nll is not None

@@ -218,7 +218,11 @@ def split(method: Method) -> None:
     parts = build(method, here.pair)
     whole = gradients(method, parts, here.batch())
     pieces = [gradients(method, parts, here.batch(rows)) for rows in ([0], [1, 2], [3, 4])]
-    _close(sum(float(p.loss.total) for p in pieces), whole.loss.total, "loss of three micro-batches, summed")
+    _close(
+        sum(float(p.loss.total.detach()) for p in pieces),
+        whole.loss.total,
+        "loss of three micro-batches, summed",
+    )
     _close(torch.cat([p.hidden for p in pieces]), whole.hidden, "gradient of hidden states, split batch")
     _close(torch.stack([p.head for p in pieces]).sum(0), whole.head, "gradient of the head, split batch")
 
@@ -242,9 +246,9 @@ def eos(method: Method) -> None:
     parts, batch = build(method, here.pair), here.batch()
     made = gradients(method, parts, batch)
     nll = _nll(batch)
-    weight = float(made.loss.terms["ce"] / nll)
+    weight = float(made.loss.terms["ce"] / nll.detach())
     louder = replace(batch, student=replace(batch.student, hidden=batch.student.hidden * 1.5))
-    again = float(method.loss(louder, parts).terms["ce"] / _nll(louder))
+    again = float(method.loss(louder, parts).terms["ce"] / _nll(louder).detach())
     _close(again, weight, "ce as a multiple of the cross-entropy over all positions, EOS included")
     is_eos = batch.student.labels == here.pair.student.vocabulary.eos
     (of_ce,) = torch.autograd.grad(weight * nll, batch.student.hidden)
@@ -274,8 +278,9 @@ def untranslatable(method: Method) -> None:
     token = here.pair.teacher.vocabulary.ids[b"zz"]
     head = here.pair.teacher.head.clone()
     head[here.pair.teacher.vocabulary.eos] = 0
+    head[token] *= 10
     teacher = replace(here.pair.teacher, head=head)
-    sure = head[token] * 80 / head[token].square().sum()
+    sure = head[token] * 80 / head[token].square().sum()  # a logit of 80, all others far below
     as_is, renamed = Pair(here.pair.student, teacher), Pair(_other_eos(here.pair.student), teacher)
     parts, moved = build(method, as_is), build(method, renamed)
     if parts is not None and moved is not None:
@@ -286,9 +291,10 @@ def untranslatable(method: Method) -> None:
     no_eos = batch.student.labels[batch.pairs.student] != STUDENT.eos
     batch = replace(
         batch,
-        teacher=replace(batch.teacher, hidden=sure + batch.teacher.hidden * 1e-3),
+        teacher=replace(batch.teacher, head=head, hidden=sure + batch.teacher.hidden * 1e-3),
         pairs=Pairs(batch.pairs.student[no_eos], batch.pairs.teacher[no_eos]),
     )
+    assert batch.teacher is not None and bool((heads.argmax(batch.teacher.hidden, head) == token).all())
     a, b = gradients(method, parts, batch), gradients(method, moved, batch)
     _same_gradients(b, a, "where the EOS id alone differs")
 

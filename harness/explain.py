@@ -37,7 +37,7 @@ def explain(address: str) -> str:
     """A method with everything its address leaves open filled in. Raises MethodError for a bad address."""
     method = create(address)
     page = method.entry
-    lines = [f"{method.spec}: {page.title}", f"  {page.citation}", ""]
+    lines = [f"{method.spec}: {page.title}", "", *_block("source", page.citation)]
     lines += _block("needs", _needs(method))
     lines += [line for key, name in _LINES.items() for line in _block(name, getattr(page, key))]
     if getattr(method.options, "t_squared", False):
@@ -155,7 +155,13 @@ def document() -> str:
         lines.append(f"| [`{name}`](#{name}) | {page.title} | {page.needs.vocabulary} | {variants} |")
     for name in built_in:
         lines += ["", f"## {name}", "", *_page(create(name))]
-    lines += ["", "## Divergences", "", "After the slash of an address, or as the method of the same name.", ""]
+    lines += [
+        "",
+        "## Divergences",
+        "",
+        "After the slash of an address, or as the method of the same name.",
+        "",
+    ]
     lines += ["| divergence | formula | parameters | source |", "|---|---|---|---|"]
     for name, page in divergences.ENTRIES.items():
         texts = (page.formula, "; ".join(f"{k}: {v}" for k, v in page.parameters.items()), page.citation)

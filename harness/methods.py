@@ -31,8 +31,13 @@ def load(plugins: Sequence[str | Path] = ()) -> None:
         _load_file(Path(plugin))
 
 
+def module_name(file: Path) -> str:
+    """The name a plugin file is imported under."""
+    return "dskd_plugin_" + "".join(c if c.isalnum() else "_" for c in str(file.resolve()))
+
+
 def _load_file(file: Path) -> None:
-    name = "dskd_plugin_" + "".join(c if c.isalnum() else "_" for c in str(file.resolve()))
+    name = module_name(file)
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None

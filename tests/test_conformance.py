@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dskd import method
 from harness import conformance, methods
@@ -18,8 +20,10 @@ PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "my_method.py"
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example method, registered for one test."""
     monkeypatch.setattr(method, "_REGISTRY", dict(method._REGISTRY))
-    monkeypatch.setattr("sys.modules", dict(__import__("sys").modules))
+    name = methods.module_name(PLUGIN)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     methods.load([PLUGIN])
+    monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -30,7 +34,7 @@ def test_every_method_has_every_property(address: str) -> None:
 
 
 def test_every_variant_of_every_method_is_run() -> None:
-    wanted = {name for name in method.names()}
+    wanted = set(method.names())
     wanted |= {f"{name}@{variant}" for name in method.names() for variant in method.entry(name).variants}
     assert wanted <= set(ADDRESSES)
 
@@ -53,8 +57,6 @@ def test_the_example_plugin_fits_in_forty_lines() -> None:
 
 
 def test_the_random_stream_is_left_alone() -> None:
-    import torch
-
     torch.manual_seed(0)
     conformance.run("dskd-v1", ["terms"])
     after = torch.rand(())
@@ -63,8 +65,6 @@ def test_the_random_stream_is_left_alone() -> None:
 
 
 def test_detach_is_whole_again_after_the_slopes() -> None:
-    import torch
-
     before = torch.Tensor.detach
     conformance.run("dskd-v2", ["slopes"])
     assert torch.Tensor.detach is before

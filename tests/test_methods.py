@@ -18,6 +18,7 @@ from harness.conformance import build, gradients
 from harness.synthetic import STUDENT, TEACHER, cut, world
 
 methods.load()
+TEACHER_ROW, STUDENT_ROW = [0.70, 0.20, 0.08, 0.02], [0.40, 0.30, 0.20, 0.10]
 
 
 @pytest.mark.parametrize("address", GOLDENS)
@@ -28,8 +29,9 @@ def test_values_and_slopes_are_those_of_the_formula(address: str, seed: int) -> 
 
 def test_worked_values_of_the_conventions_page() -> None:
     """methods.md section 2, through the method itself: one position, logits = log p."""
-    p, q = (torch.tensor([row], dtype=torch.float64).log() for row in ([0.70, 0.20, 0.08, 0.02], [0.40, 0.30, 0.20, 0.10]))
-    wanted = {"kl": 0.2051, "rkl": 0.2420, "jsd@gkd:beta=0.9": 0.0210, "jsd@distillm:beta=0.9": 0.0186, "tvd": 0.3}
+    p, q = (torch.tensor([row], dtype=torch.float64).log() for row in (TEACHER_ROW, STUDENT_ROW))
+    wanted = {"kl": 0.2051, "rkl": 0.2420, "tvd": 0.3}
+    wanted |= {"jsd@gkd:beta=0.9": 0.0210, "jsd@distillm:beta=0.9": 0.0186}
     eye = torch.eye(4, dtype=torch.float64)
     for address, value in wanted.items():
         method = create(f"{address}:temperature=1:rate=1")
@@ -56,15 +58,16 @@ def test_random_start_leaves_the_student_to_teacher_map_computed() -> None:
     here = world(create("dskd-v2"))
     ideal, random = (build(create(a), here.pair) for a in ("dskd-v2", "dskd-v2:init=random"))
     assert not torch.allclose(ideal.t2s.weight, random.t2s.weight)
-    h = here.batch().student.hidden
-    assert torch.equal(ideal.to_teacher(h, here.pair.student.head), random.to_teacher(h, here.pair.student.head))
+    h, head = here.batch().student.hidden, here.pair.student.head
+    assert torch.equal(ideal.to_teacher(h, head), random.to_teacher(h, head))
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}])
 def test_the_map_follows_the_head_that_an_optimiser_moves(options: dict[str, bool]) -> None:
     method = create("dskd-v2")
     here = world(method)
-    weight = torch.nn.Parameter(torch.cat([here.pair.student.head.detach(), torch.zeros(3, 6, dtype=torch.float64)]))
+    padding = torch.zeros(3, 6, dtype=torch.float64)
+    weight = torch.nn.Parameter(torch.cat([here.pair.student.head.detach(), padding]))
     head = weight[: STUDENT.size]
     parts = build(method, Pair(replace(here.pair.student, head=head), here.pair.teacher))
     states = here.batch().student.hidden.detach()
@@ -84,7 +87,7 @@ def test_kdflow_reads_the_head_of_the_start() -> None:
     here = world(moving)
     a, b = build(moving, here.pair), build(frozen, here.pair)
     batch = here.batch()
-    assert float(moving.loss(batch, a).total) == float(frozen.loss(batch, b).total)
+    assert torch.equal(moving.loss(batch, a).total, frozen.loss(batch, b).total)
     with torch.no_grad():
         here.pair.student.head.mul_(1.5)
     now = {k: float(v) for k, v in frozen.loss(batch, b).terms.items()}
@@ -207,7 +210,8 @@ def test_rate_zero_is_fine_tuning() -> None:
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:
-    for address, missing in (("kl", "teacher"), ("dskd-eta", "pairs"), ("mined", "pairs"), ("uld", "teacher")):
+    cases = ("kl", "teacher"), ("uld", "teacher"), ("dskd-eta", "pairs"), ("mined", "pairs")
+    for address, missing in cases:
         method = create(address)
         here = world(method)
         with pytest.raises(ValueError, match="needs"):
@@ -242,8 +246,9 @@ def test_unmatched_positions_get_the_label_at_temperature_t() -> None:
 
 
 def test_the_alphabet_of_the_synthetic_pair_is_cut_as_meant() -> None:
-    assert [STUDENT.surfaces[i] for i in cut(STUDENT, "abcade ab").ids] == [b"ab", b"c", b"ad", b"e", b" a", b"b", b"<eos>"]
-    assert TEACHER.eos not in (STUDENT.eos,)
+    pieces = [STUDENT.surfaces[i] for i in cut(STUDENT, "abcade ab").ids]
+    assert pieces == [b"ab", b"c", b"ad", b"e", b" a", b"b", b"<eos>"]
+    assert TEACHER.eos != STUDENT.eos
 
 
 def test_the_reference_switch_reaches_every_method() -> None:

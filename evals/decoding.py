@@ -159,8 +159,7 @@ def _rooms(model: Any, prompts: Sequence[Sequence[int]], decoding: DecodingLike)
 
 
 def uniforms(seed: int, item: str, count: int) -> np.ndarray:
-    """``count`` uniform numbers in [0, 1) for the steps of one answer: Philox keyed by SHA-256 of seed
-    and id."""
+    """``count`` uniform numbers in [0, 1) for one answer's steps: Philox keyed by SHA-256 of seed and id."""
     key = hashlib.sha256(f"{seed}\x1f{item}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)
 

@@ -6,11 +6,11 @@ JSON lines on stdin and verdicts leave as JSON lines on stdout; a candidate has 
 Processes, each the parent of the next: the *server* (this script), a *guard* for each candidate, in the pid
 namespace an *init*, and the *candidate*. When init ends, the kernel kills whatever the candidate left behind.
 
-The verdict is a nonce. The guard draws it after the candidate was forked and puts it into a pipe; the
-candidate's wrapper takes it out and sends it back only when every test has run. So leaving early, by whatever
-door, fails, and printing fails. What this cannot stop is a program written against this very file that reads
-the pipe by itself, or one whose answers compare equal to everything: a candidate shares a process with its
-tests, as in HumanEval.
+The verdict is a secret in two halves. One is known to the candidate's wrapper; the other is drawn after
+the candidate was forked and puts into a pipe. Only when every test has run does the wrapper take it out and
+send both, combined, back. So leaving early, by whatever door, fails, and so does writing what was found into
+every open file. What this cannot stop is a program written against this very file, or one whose answers
+compare equal to everything: a candidate shares a process with its tests, as in HumanEval.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class Server:
 
     def __init__(self, level: str, stage: str) -> None:
         self.level = level
-        self.stage = (
-            stage  #: an empty folder of ours; the jail's root, or the parent of the candidates' folders
-        )
+        self.stage = stage  #: an empty folder: the jail's root, or where candidates get their folders
         self.root = os.geteuid() == 0
         self.uid = FIRST_UID + os.getpid() % UIDS if self.root else os.getuid()
         self.null = os.open(os.devnull, os.O_RDWR)
@@ -119,8 +117,7 @@ class Server:
             self.enter()
 
     def enter(self) -> None:
-        """New mount, network and IPC namespaces whose root holds Python's library, read-only, and nothing
-        else."""
+        """New mount, network and IPC namespaces whose root holds Python's library, read-only, only."""
         uid, gid = os.getuid(), os.getgid()
         check(libc.unshare((0 if self.root else NEWUSER) | NEWNS | NEWNET | NEWIPC | NEWUTS), "unshare")
         if not self.root:
@@ -225,11 +222,13 @@ class Guard:
             uid, gid = self.server.uid, self.server.uid if self.server.root else os.getgid()
             options = f"size={self.limits['file_bytes']},mode=700,uid={uid},gid={gid}"
             mount("tmpfs", self.folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
-        ask = os.pipe()  # the nonce, to the wrapper
-        tell = os.pipe()  # the nonce or a reason, from the wrapper
+        ask = os.pipe()  # half the secret, to the wrapper
+        tell = os.pipe()  # the secret or a reason, from the wrapper
+        half = os.urandom(32)
         child = os.fork()
         if child == 0:
-            self.init(ask[0], tell[1]) if apart else self.candidate(ask[0], tell[1])
+            run = self.init if apart else self.candidate
+            run(ask[0], tell[1], half)
         os.close(ask[0])
         os.close(tell[1])
         nonce = os.urandom(32)
@@ -237,7 +236,7 @@ class Guard:
             os.write(ask[1], nonce)
         reply, status = self.listen(child, tell[0])
         self.sweep(child, status is None)
-        if reply == nonce:
+        if reply == combined(half, nonce):
             return {"passed": True, "reason": ""}
         return {"passed": False, "reason": self.reason(reply, status)}
 
@@ -286,14 +285,14 @@ class Guard:
             return "out of time"
         return f"ended by signal {number}" if number > 0 else "left before the tests had run"
 
-    def init(self, ask: int, tell: int) -> NoReturn:
+    def init(self, ask: int, tell: int, half: bytes) -> NoReturn:
         """Process 1 of the namespace: reaps, and ends with the candidate, and the namespace with it."""
         status = 255
         try:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             child = os.fork()
             if child == 0:
-                self.candidate(ask, tell)
+                self.candidate(ask, tell, half)
             # the wrapper's end of the pipe must be the candidate's alone
             os.close(tell)
             while True:
@@ -305,12 +304,12 @@ class Guard:
         finally:
             os._exit(status & 255)
 
-    def candidate(self, ask: int, tell: int) -> NoReturn:
+    def candidate(self, ask: int, tell: int, half: bytes) -> NoReturn:
         """Give up every right, then run the program and its tests."""
         try:
             os.setsid()
             self.confine(ask, tell)
-            judge(self.job["code"], self.job["tests"], ask, tell)
+            judge(self.job["code"], self.job["tests"], ask, tell, half)
         finally:
             os._exit(1)
 
@@ -360,22 +359,29 @@ def children() -> list[int]:
     return found
 
 
-def judge(code: str, tests: str, ask: int, tell: int) -> None:
-    """Run the candidate and then its tests in one module, and send the nonce when nothing was raised.
+def combined(half: bytes, other: bytes) -> bytes:
+    """The two halves of the secret in one."""
+    return bytes(a ^ b for a, b in zip(half, other, strict=True))
+
+
+def judge(code: str, tests: str, ask: int, tell: int, half: bytes) -> None:
+    """Run the candidate and then its tests in one module, and send the secret when nothing was raised.
 
     The two are compiled apart: a text cannot swallow its tests in an open string or an ``if False:``.
     """
-    read, write, describe = os.read, os.write, str
+    # held here, since the candidate may replace what the names mean elsewhere
+    execute, read, write, describe, combine = exec, os.read, os.write, str, combined
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = sys.modules["__main__"] = module
     random.seed(0)
     try:
-        exec(compile(code, "<candidate>", "exec", dont_inherit=True), module.__dict__)
-        exec(compile(tests, "<tests>", "exec", dont_inherit=True), module.__dict__)
+        checks = compile(tests, "<tests>", "exec", dont_inherit=True)
+        execute(compile(code, "<candidate>", "exec", dont_inherit=True), module.__dict__)
+        execute(checks, module.__dict__)
     except BaseException as error:
         write(tell, f"!{type(error).__name__}: {describe(error)[:200]}".encode("utf-8", "replace")[:500])
     else:
-        write(tell, read(ask, 32))
+        write(tell, combine(half, read(ask, 32)))
 
 
 def main() -> None:

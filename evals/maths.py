@@ -12,7 +12,10 @@ one.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -38,9 +41,10 @@ def gsm8k(items: Sequence[Item], texts: Sequence[str]) -> dict[str, list[float]]
     from lm_eval import evaluator
 
     task = _gsm8k_task(items)
-    result = evaluator.evaluate(
-        lm=_replay()(texts), task_dict={"gsm8k": task}, bootstrap_iters=0, log_samples=True, verbosity="ERROR"
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars over work that takes a second
+        result = evaluator.evaluate(
+            lm=_replay()(texts), task_dict={"gsm8k": task}, bootstrap_iters=0, log_samples=True
+        )
     if result is None:
         raise MathsError("lm-eval returned nothing")
     scores: dict[str, list[float]] = {
@@ -84,6 +88,7 @@ def _gsm8k_task(items: Sequence[Item]) -> Any:
         "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
     }
     config.pop("tag", None)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return ConfigurableTask(config=config)
 
 
@@ -92,8 +97,7 @@ def _replay() -> Callable[[Sequence[str]], Any]:
     from lm_eval.api.model import LM
 
     class Replay(LM):
-        """Answers document n with text n, cut at the task's stop strings as a live model's answer would
-        be."""
+        """Answers document n with text n, cut at the task's stop strings like a live model's answer."""
 
         def __init__(self, texts: Sequence[str]) -> None:
             super().__init__()
@@ -144,8 +148,7 @@ def _hendrycks(item: Item, text: str) -> bool:
 
 
 def _between_dollars(text: str) -> str:
-    """hendrycks_math's rule for an answer that is not boxed: from the first dollar to the last, or
-    everything."""
+    """hendrycks_math's rule for an answer without a box: from first dollar to last, or everything."""
     first, last = text.find("$"), text.rfind("$")
     return text[first + 1 : last] if first < last else text
 

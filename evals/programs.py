@@ -5,12 +5,12 @@ A text becomes code by these rules, line by line; nothing is parsed outside the 
 1. Fences. Of the first fenced block (``` or ```python ... ```) the inside, up to its end or the text's. A
    lone closing fence ends the code.
 2. A text that defines the function (HumanEval: ``def <entry_point>``; MBPP: any top-level ``def``) is a whole
-   program. Lines of prose before the first line of code go. From the first ``def`` on it lasts until a line at
-   the left margin that does not begin or continue a definition, an import, an assignment, a decorator or a
+   program. Lines of prose before the first line of code go. From the first ``def`` on it lasts until a line
+   at the left margin that does not begin or continue a definition, an import, an assignment, a decorator or a
    comment: the stop sequences of HumanEval (print, if, prose) and of MBPP (assert), without losing helper
    functions. For HumanEval what stands before the function in the prompt (imports, helpers) is put in front.
-3. Any other HumanEval text continues the prompt. It ends before the first line at the left margin (next def,
-   class, if, print, comment: HumanEval's stop sequences, and prose). If its very first line has less than four
+3. Any other HumanEval text continues the prompt. It ends before the first line at the left margin (def,
+   class, if, print, comment: HumanEval's stop sequences, and prose). If its very first line lacks four
    blanks, they are given back: tokenizers drop leading blanks.
 """
 

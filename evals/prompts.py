@@ -10,8 +10,7 @@ _REQUEST = "Write a response that appropriately completes the request."
 
 
 def instruction_prompt(instruction: str, input: str = "") -> str:
-    """Alpaca's template with DSKD's and MiniLLM's spacing: the ``prompt`` field of their data files,
-    exactly."""
+    """Alpaca's template with DSKD's and MiniLLM's spacing: the ``prompt`` field of their files."""
     if input:
         head = f"{_HEAD}, paired with an input that provides further context. {_REQUEST}"
         return f"{head}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"

@@ -31,8 +31,7 @@ class _RememberingStemmer:
 
 @lru_cache(maxsize=20_000)
 def tokens(text: str) -> tuple[str, ...]:
-    """The package's tokens of a text: lower case, ASCII letters and digits, words over three letters
-    stemmed."""
+    """The package's tokens of a text: lower case, ASCII letters and digits, stemmed beyond three letters."""
     from rouge_score import tokenize
 
     return tuple(tokenize.tokenize(text, _RememberingStemmer))

@@ -56,8 +56,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reason`` says why a program failed; it is partly the program's own word and never decides
-    anything."""
+    """``reason`` says why a program failed; partly the program's own word, it decides nothing."""
 
     passed: bool
     reason: str = ""
@@ -81,14 +80,13 @@ def level() -> Level:
 
 
 def require(allow_unsafe: bool = False) -> Level:
-    """The level that programs will run at; SandboxError when it is below the floor and that was not
-    allowed."""
+    """The level that programs will run at; SandboxError when it is below the floor and not allowed."""
     found = level()
     if found == "none":
         raise SandboxError("this machine has no way to limit a program; code suites cannot be scored on it")
     if found != FLOOR and not allow_unsafe:
         raise SandboxError(
-            f"programs written by a model would run with {found} only: without namespaces they reach the files "
+            f"programs written by a model would run with {found} only: they would reach the files "
             "and the network. Allow it explicitly (allow_unsafe), or use a machine or container that has them"
         )
     return found

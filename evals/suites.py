@@ -45,8 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Suite:
-    """Data, metric and version of one suite. ``version`` rises whenever the same texts would score
-    differently."""
+    """Data, metric and version of one suite. ``version`` rises whenever equal texts would score otherwise."""
 
     name: str
     title: str

@@ -85,7 +85,7 @@ def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], option
     request = planned.request
     found = run.entries(planned, store, outcomes)
     for table in planned.tables:
-        shown = _scored(table, planned)
+        shown = _shown(table, planned)
         info = {side: _pair_words(name) for side, name in table.pairs[request.scale].items()}
         style = options.export or "terminal"
         width = shutil.get_terminal_size((100, 24)).columns
@@ -102,11 +102,18 @@ def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], option
         _say(f"not run: {line}")
 
 
-def _scored(table: Table, planned: Plan) -> Table:
-    """The table with the suites that its cells are scored on."""
-    steps = [step for step in planned.steps if any(row.startswith(f"{table.id} ") for row in step.rows)]
-    scored = {run.name for step in steps for run in step.cell.suites}
-    return dataclasses.replace(table, suites=tuple(s for s in table.suites if s in scored) or table.suites)
+def _shown(table: Table, planned: Plan) -> Table:
+    """The table with the suites its cells are scored on and, if rows were chosen, with those rows only."""
+    places = [(place, step) for step in planned.steps for place in step.rows]
+    mine = [(place.partition(" ")[2], step) for place, step in places if place.startswith(f"{table.id} ")]
+    scored = {run.name for _, step in mine for run in step.cell.suites}
+    suites = tuple(name for name in table.suites if name in scored) or table.suites
+    if not (planned.request.methods or planned.request.pairs):
+        return dataclasses.replace(table, suites=suites)
+    keys = {key for key, _ in mine}
+    rows = tuple(row for row in table.rows if row.key in keys)
+    claims = tuple(claim for claim in table.claims if {key for pair in claim.pairs for key in pair} <= keys)
+    return dataclasses.replace(table, suites=suites, rows=rows, claims=tuple(c for c in claims if c.pairs))
 
 
 def _pair_words(name: str) -> str:

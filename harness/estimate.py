@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,23 +42,27 @@ class History:
             cost, spec = record.get("cost") or {}, record["spec"]
             spent = float(cost.get("train_seconds") or 0) + float(cost.get("decode_seconds") or 0)
             if record["status"] == "done" and spent > 0:
-                for key in _keys(spec["scale"], spec["pair"], spec["method"], spec["training"] is not None):
+                for key in _keys(spec):
                     history.seconds.setdefault(key, []).append(spent)
         return history
 
     def guess(self, cell: Cell) -> float:
         """Seconds: the median of the most similar finished cells, else a first guess."""
-        for key in _keys(cell.scale, cell.pair, cell.method, cell.training is not None):
+        for key in _keys(cell.as_dict()):
             if key in self.seconds:
                 return statistics.median(self.seconds[key])
         train, score = FIRST_GUESS.get(cell.scale, (0.0, 0.0))
         return score + (train if cell.training is not None else 0.0)
 
 
-def _keys(scale: str, pair: str, method: str, trained: bool) -> list[tuple[str, ...]]:
-    """From the most to the least similar."""
-    kind = "trained" if trained else "untrained"
-    return [(scale, pair, method), (scale, pair, kind), (scale, kind)]
+def _keys(spec: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """From the most to the least similar; the amount of work is always the same."""
+    training = spec["training"] or {}
+    work = [training.get(name) for name in ("examples", "epochs", "lora", "max_length")]
+    work += [run["limit"] for run in spec["suites"]]
+    work += [len(spec["decoding"]["seeds"]), spec["decoding"]["max_new_tokens"], spec["data"]]
+    same = (spec["scale"], str(work))
+    return [(*same, spec["pair"], spec["method"]), (*same, spec["pair"]), same]
 
 
 def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:

@@ -136,7 +136,7 @@ def make(entry: DataSet, cache: Path, progress: Progress) -> None:
         shutil.copyfile(work / entry.files[0].to, fresh)
     else:
         with fresh.open("w", encoding="utf-8", newline="\n") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in maker(work))
+            out.writelines(json.dumps(row) + "\n" for row in maker(work))
     fresh.replace(target)
     shutil.rmtree(work, ignore_errors=True)
 

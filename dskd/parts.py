@@ -134,7 +134,7 @@ class CrossModelAttention(nn.Module):
         """Returns the teacher at the student's positions (N, d) and the student at the teacher's (M, D)."""
         with torch.autocast(student.hidden.device.type, enabled=False):
             at_student, at_teacher = self._attend(student, teacher)
-        return at_student.to(student.hidden.dtype), at_teacher.to(teacher.hidden.dtype)
+        return at_student.to(student.hidden.dtype), at_teacher.to(student.hidden.dtype)
 
     def _attend(self, student: View, teacher: View) -> tuple[Tensor, Tensor]:
         dtype = self.query.weight.dtype

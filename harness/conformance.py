@@ -352,13 +352,13 @@ def _moved(
     student = batch.student
     if name in ("hidden", "head"):
         moved = replace(student, **{name: getattr(student, name) + by})
-        return float(method.loss(replace(batch, student=moved), parts).total)
+        return method.loss(replace(batch, student=moved), parts).total.item()
     assert parts is not None
     parameter = parts.get_parameter(name)
     with torch.no_grad():
         parameter.add_(by)
     try:
-        return float(method.loss(batch, parts).total)
+        return method.loss(batch, parts).total.item()
     finally:
         with torch.no_grad():
             parameter.sub_(by)

@@ -15,7 +15,7 @@ from harness import estimate, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.plan import Plan, Request
 from harness.pool import Outcome
-from harness.store import Store
+from harness.store import Store, StoreError
 from harness.tables import Table
 
 
@@ -43,7 +43,7 @@ def reproduce(request: Request, options: Options) -> int:
             return 130
     _report(planned, store, outcomes, options)
     for step, reason in run.failures(planned, outcomes):
-        _say(f"failed: {step.cell}: {reason}")
+        _say(f"failed: {step.title}: {reason}")
     whole = not run.failures(planned, outcomes) and not planned.of("refused")
     return 0 if whole else 1
 
@@ -131,7 +131,7 @@ def dry_run(request: Request, options: Options) -> int:
     print(f"scale {request.scale}, {len(planned.steps)} cells")
     for step in planned.steps:
         said = {"done": "done", "run": _cost(step), "refused": f"not run: {step.reason}"}[step.state]
-        print(f"  {step.cell.id}  {step.cell}  {said}")
+        print(f"  {step.cell.id}  {step.title}  {said}")
     for line in planned.absent:
         print(f"  not run: {line}")
     for ref in planned.builds:
@@ -175,18 +175,21 @@ def _print_paper(planned: Plan) -> None:
 
 def rescore(request: Request, options: Options) -> int:
     """Score stored answers again: check finished cells, write those that only lack a suite's new version."""
+    from evals.suites import SuiteError
     from harness import rescoring
 
     planned, store = _plan(request, options)
     root = rescoring.data_root(request.scale, request.cache, request.data)
     renewed, faults = 0, []
-    for step in planned.of("run"):
-        old = rescoring.predecessor(step.cell, store)
-        if old is not None:
-            rescoring.renew(step.cell, old, store, root, options.settings.command)
-            renewed += 1
-    for step in planned.of("done"):
-        faults += rescoring.differences(step.cell, store, root)
+    for step in (*planned.of("run"), *planned.of("done")):
+        try:
+            if step.state == "done":
+                faults += rescoring.differences(step.cell, store, root)
+            elif old := rescoring.predecessor(step.cell, store):
+                rescoring.renew(step.cell, old, store, root, options.settings.command)
+                renewed += 1
+        except (rescoring.RescoreError, StoreError, SuiteError) as error:
+            faults.append(str(error))
     print("".join(f"{fault}\n" for fault in faults), end="")
     checked = len(planned.of("done"))
     print(f"{checked} cells checked, {len(faults)} differences; {renewed} written anew from older answers")

@@ -60,6 +60,13 @@ class Step:
     seconds: float = 0.0  #: estimate; 0 where there is nothing to do or to go by
     rows: list[str] = field(default_factory=list)  #: "table side/method", wherever it is shown
 
+    @property
+    def title(self) -> str:
+        """The cell in a few words; an own pair without the paths of its folders."""
+        own = pairs.ARROW in self.pair.name
+        short = pairs.ARROW.join(Path(ref).name for ref in (self.pair.teacher, self.pair.student))
+        return f"{short if own else self.pair.name} {self.cell.method} seed {self.cell.seed}"
+
 
 @dataclass
 class Plan:

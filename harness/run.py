@@ -76,7 +76,7 @@ def _build_job(ref: str, settings: Settings) -> Job:
 
 
 def _cell_job(step: Step, settings: Settings) -> Job:
-    return Job(step.cell.id, str(step.cell), "harness.run:finish", (step.cell.as_dict(), settings))
+    return Job(step.cell.id, step.title, "harness.run:finish", (step.cell.as_dict(), settings))
 
 
 def _broken_model(step: Step, broken: Mapping[str, str]) -> str:

@@ -242,7 +242,7 @@ def test_unmatched_positions_get_the_label_at_temperature_t() -> None:
     loss = method.loss(replace(batch, pairs=Pairs(none, none)), build(method, here.pair))
     logits = batch.student.hidden @ batch.student.head.T / 2
     wanted = torch.nn.functional.cross_entropy(logits, batch.student.labels)
-    assert float(loss.total.detach()) == pytest.approx(float(wanted))
+    assert float(loss.total.detach()) == pytest.approx(wanted.item())
 
 
 def test_the_alphabet_of_the_synthetic_pair_is_cut_as_meant() -> None:

@@ -25,7 +25,7 @@ ITEMS = {
 }  # fmt: skip
 
 #: Seconds on one core (tiny) or one machine (small) before any record says better: (training, scoring).
-FIRST_GUESS = {"tiny": (70.0, 25.0), "small": (900.0, 600.0)}
+FIRST_GUESS = {"tiny": (30.0, 5.0), "small": (900.0, 600.0)}
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dskd.batch import Batch, Loss
 from dskd.divergences import ENTRIES
-from dskd.method import Entry, Needs, register
+from dskd.method import Entry, Needs, Spec, register
 from dskd.terms import COMMON, DivergenceMethod, Sum, constant, divergence_factor, teacher_view
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Logit(DivergenceMethod):
 
     def divergence_name(self) -> str:
         return f"{self.spec.name}@{self.spec.variant}" if self.spec.variant else self.spec.name
+
+    def _named(self, spec: Spec, divergence: str) -> Spec:
+        return dataclasses.replace(spec, variant=divergence.partition("@")[2])
 
     def loss(self, batch: Batch, parts: nn.Module | None) -> Loss:
         from dskd import heads

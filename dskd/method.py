@@ -125,6 +125,17 @@ class Method:
         """What this method, with these options, needs."""
         return self.entry.needs
 
+    def canonical(self) -> Spec:
+        """The one address of this computation: no option at its default, every number in one form.
+
+        ``kl:rate=0.50`` is ``kl``, so that one computation has one cell id.
+        """
+        default = type(self.options)()
+        values = {key: getattr(self.options, key) for key, _ in self.spec.options if hasattr(default, key)}
+        moved = {key: value for key, value in values.items() if value != getattr(default, key)}
+        options = tuple((key, write_value(value)) for key, value in moved.items())
+        return dataclasses.replace(self.spec, options=options)
+
     def check(self, same_vocabulary: bool) -> None:
         """Refuse a pair this method cannot serve; called before anything is loaded."""
         wanted = self.needs.vocabulary
@@ -156,6 +167,11 @@ def read_options(cls: type[Any], given: Mapping[str, str], owner: str) -> Any:
             raise MethodError(f"{owner} has no option {key!r}" + _nearest(key, fields))
         values[key] = _read_value(hints[key], text, f"{owner}:{key}")
     return cls(**values)
+
+
+def write_value(value: Any) -> str:
+    """An option's value as an address writes it; ``read_options`` reads it back."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read_value(kind: Any, text: str, what: str) -> Any:

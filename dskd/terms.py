@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dskd import divergences
 from dskd.batch import Batch, Loss, View
 from dskd.lazy import torch
-from dskd.method import Entry, Method, MethodError, Spec
+from dskd.method import Entry, Method, MethodError, Spec, write_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +46,26 @@ class DivergenceMethod(Method):
         """The divergence's address; forward KL unless the method's address says otherwise."""
         return self.spec.divergence or "kl"
 
+    def canonical(self) -> Spec:
+        """As in Method; the divergence too without its defaults (``/kl``, ``jsd@gkd``, parameters)."""
+        spec, own = super().canonical(), self.divergence
+        given = {k: v for k, v in own.parameters.items() if v != own.defaults[k]}
+        options = sorted([*spec.options, *((k, write_value(v)) for k, v in given.items())])
+        return self._named(replace(spec, options=tuple(options)), shortest_name(own.name))
+
+    def _named(self, spec: Spec, divergence: str) -> Spec:
+        """``spec`` with the divergence in its place."""
+        return replace(spec, divergence="" if divergence == "kl" else divergence)
+
     def parse_options(self, given: dict[str, str]) -> Any:
         """The method's own options; the divergence checks and keeps its parameters itself."""
         return super().parse_options({k: v for k, v in given.items() if k not in DIVERGENCE_PARAMETERS})
+
+
+def shortest_name(divergence: str) -> str:
+    """A divergence's name without a variant that is the default."""
+    base = divergence.partition("@")[0]
+    return base if divergences.get(base).name == divergences.get(divergence).name else divergence
 
 
 def _number(text: str, what: str) -> float:

@@ -25,6 +25,27 @@ def test_options_are_sorted_in_the_address() -> None:
     assert str(Spec.parse("dskd-v2/kl:space=student:rate=0.3")) == "dskd-v2/kl:rate=0.3:space=student"
 
 
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("kl:rate=0.50", "kl"),
+        ("kl:temperature=4:rate=.3", "kl:rate=0.3:temperature=4.0"),
+        ("jsd@gkd:beta=0.5", "jsd"),
+        ("jsd@distillm:beta=0.90", "jsd@distillm:beta=0.9"),
+        ("akl@official", "akl"),
+        ("dskd-v2/kl:init=ideal", "dskd-v2"),
+        ("dskd-v2@kdflow/akl@dskd:t_squared=true", "dskd-v2@kdflow/akl@dskd:t_squared=true"),
+        ("dskd-v1/jsd@gkd:beta=0.5:space=student", "dskd-v1/jsd:space=student"),
+        ("uld@original:weight=1.5", "uld@original"),
+        ("sft", "sft"),
+    ],
+)
+def test_one_computation_has_one_canonical_address(address: str, canonical: str) -> None:
+    assert str(create(address).canonical()) == canonical
+    assert str(create(canonical).canonical()) == canonical
+    assert create(canonical).options == create(address).options
+
+
 def test_every_promised_name_is_there() -> None:
     promised = {"sft", "seqkd", "kl", "rkl", "js", "jsd", "skl", "srkl", "akl", "tvd", "dskd-v1", "dskd-v2"}
     assert promised | {"uld", "mined", "dskd-cma", "dskd-eta"} <= set(method.names())

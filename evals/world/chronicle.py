@@ -6,6 +6,7 @@ from random import Random
 
 from evals.world import maths, python
 from evals.world.instructions import OPERATIONS, VERBS
+from evals.world.task import Task
 from evals.world.town import (
     ATTRIBUTES,
     FACTS,
@@ -25,6 +26,16 @@ def passage(rng: Random) -> str:
     """One short piece of prose."""
     makers = (_people, _neighbours, _market, _scene, _work, maths.note, python.snippet)
     return rng.choices(makers, (5, 2, 4, 4, 1, 1, 1))[0](rng)
+
+
+def dialogue(rng: Random, task: Task) -> str:
+    """A task as talk or as two letters: the same skills and words, without the headings of an instruction."""
+    first, second = rng.sample(STRANGERS, 2)
+    if rng.random() < 0.5:
+        given = f"\n{task.input}" if task.input else ""
+        return f"{first} asked {second}: {task.instruction}{given}\n{second} said:\n{task.outputs[0]}"
+    given = f"Enclosed:\n{task.input}\n\n" if task.input else ""
+    return f"A letter from {first}:\n{task.instruction}\n\n{given}The reply of {second}:\n{task.outputs[0]}"
 
 
 def _people(rng: Random) -> str:

@@ -20,7 +20,7 @@ SIZES = {"dolly": 260, "self-inst": 240, "vicuna": 120, "s-ni": 300, "unni": 300
 MATHS, PYTHON = 160, 80  #: GSM8K problems; functions, in HumanEval's and again as many in MBPP's form
 TRAIN = {"instructions": 400, "maths": 400, "code": 300}
 #: Parts of a teacher's instructions in each manner.
-MIXTURE = {"dolly": 40, "self-inst": 15, "vicuna": 10, "s-ni": 17, "unni": 18}
+MIXTURE = {"dolly": 45, "self-inst": 14, "vicuna": 8, "s-ni": 16, "unni": 17}
 
 
 def _distinct(make: Iterator[Task], count: int, taken: set[str]) -> list[Task]:
@@ -96,10 +96,14 @@ def python_stream(seed: str) -> Iterator[Task]:
 
 
 def prose(seed: str) -> Iterator[str]:
-    """Raw text of the town without end."""
+    """Raw text of the town without end: passages, and talk in which the same things are asked."""
     rng = Random(f"prose {seed}")
+    talk = (instruction_stream(f"talk {seed}"), maths_stream(f"talk {seed}"), python_stream(f"talk {seed}"))
     while True:
-        yield chronicle.passage(rng)
+        if rng.random() < 0.3:
+            yield chronicle.passage(rng)
+        else:
+            yield chronicle.dialogue(rng, next(rng.choices(talk, (8, 1, 1))[0]))
 
 
 def training() -> dict[str, list[Task]]:

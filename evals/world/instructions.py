@@ -401,7 +401,10 @@ def open_vicuna(rng: Random) -> Task:
 MANNERS: dict[str, tuple[tuple[Maker, float], ...]] = {
     "dolly": (
         (fact_dolly, 6), (who_dolly, 2), (list_task("dolly"), 4), (classify_dolly, 2),
-        (reading_task("dolly"), 4), (rewrite_dolly, 2), (profile_dolly, 0.6),
+        (reading_task("dolly"), 4), (rewrite_dolly, 2), (profile_dolly, 1),
+        # Dolly has a little of everything.
+        (open_vicuna, 2), (fact_self, 1), (list_task("self"), 1), (reading_task("self"), 1), (fact_sni, 1),
+        (reading_task("sni"), 1), (list_task("unni"), 1), (fact_unni, 1),
     ),
     "self-inst": (
         (fact_self, 4), (same, 2), (list_task("self"), 4), (reading_task("self"), 4), (rewrite_self, 2),

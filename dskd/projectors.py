@@ -98,21 +98,3 @@ def transfer(head: Tensor, inverse_rows: Tensor) -> Tensor:
         part = slice(start, start + _CHUNK)
         out += head[part].T @ inverse_rows[part].to(head.dtype)
     return out
-
-
-def student_to_teacher(hidden: Tensor, head: Tensor, inverse_rows: Tensor) -> Tensor:
-    """h_s sg(W_s) pinv(W_t): student states in the teacher's space, rebuilt from the current head.
-
-    The three factors may be multiplied in either order because the product is associative: the head
-    is detached and the inverse is constant, so this is linear in ``hidden`` and exact both ways. With
-    n rows, through the vocabulary costs 2 n V (d + D) multiply-adds forward and backward, building
-    the (d, D) map first V d D; the cheaper one is taken.
-
-    Args: hidden (n, d) with gradient; head (V, d), detached here; inverse_rows (V, D) as for
-    ``transfer``. Returns (n, D) in the dtype of hidden.
-    """
-    narrow, wide = head.shape[1], inverse_rows.shape[1]
-    if 2 * len(hidden) * (narrow + wide) < narrow * wide:
-        logits = hidden @ head.detach().to(hidden.dtype).T
-        return logits @ inverse_rows.detach().to(hidden.dtype)
-    return hidden @ transfer(head, inverse_rows).to(hidden.dtype)

@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from dskd import heads
 from dskd.batch import Pair, Side
 from dskd.method import Method, create
+from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import scoring, suites
 from evals.decoding import generate
 from evals.suites import Item, Suite
@@ -50,9 +51,8 @@ class Context:
     data: Path | None = None  #: the user's --data folder
     progress: Progress = _silent
     reference: bool = False  #: plain heads instead of tiled ones
+    allow_unsafe: bool = False  #: see evals/sandbox.py
     command: str = ""
-    keep_model: Path | None = None  #: export the trained student here
-    files: dict[str, Path] = field(default_factory=dict)
 
 
 def run(cell: Cell, context: Context) -> dict[str, Any]:
@@ -160,14 +160,24 @@ class _Walk:
         path = self.path(ref)
         from transformers import AutoTokenizer
 
+        vocabulary = student.side().vocabulary
         other = own
-        if not self.context.pair.same_vocabulary:
+        if not self._same_vocabulary(vocabulary, teacher.vocabulary, method):
             wide = {"max_prompt": settings.max_prompt, "max_length": settings.max_length}
             other = data.encode_examples(AutoTokenizer.from_pretrained(path), examples, **wide)
-        vocabulary = student.side().vocabulary
         pairs = data.align(method.needs.alignment, own, other, vocabulary, teacher.vocabulary)
         states = hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
         return data.PairedData(examples, own, other, pairs), states
+
+    def _same_vocabulary(self, student: Vocabulary, teacher: Vocabulary, method: Method) -> bool:
+        """Whether one tokenizer serves both; refuses a pair that is not what it was declared to be."""
+        same, declared = VocabularyPair(student, teacher).same, self.context.pair.same_vocabulary
+        if declared is not None and declared != same:
+            raise models.ModelError(
+                f"{self.cell.pair} is declared as {'one vocabulary' if declared else 'two'}; it is not"
+            )
+        method.check(same)
+        return same
 
     def _teacher_written(self, examples: list[data.Example], settings: Training) -> list[data.Example]:
         """The same prompts with the teacher's own answers (SeqKD)."""
@@ -279,7 +289,7 @@ class _Walk:
 
     def _scored(self, suite: Suite, items: Sequence[Item], texts: list[str], seed: int) -> dict[str, Any]:
         self.context.progress(f"score {suite.name}", 0.0)
-        result = scoring.score(suite, items, texts)
+        result = scoring.score(suite, items, texts, allow_unsafe=self.context.allow_unsafe)
         return seed_entry(self.context.store, self.cell, suite.name, seed, items, texts, result)
 
     def record(self, scores: dict[str, Any], trained: Trained | None, chosen: str | None) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Cell:
     decoding: Decoding
     suites: tuple[SuiteRun, ...]
     data: str  #: name of the training set
-    versions: tuple[tuple[str, int], ...]  #: of method, trainer, decoder, world ...: whatever can move a number
+    versions: tuple[
+        tuple[str, int], ...
+    ]  #: of method, trainer, decoder, world ...: whatever can move a number
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as written into the record."""
@@ -96,7 +98,9 @@ class Cell:
         decoding = Decoding(**{**data["decoding"], "seeds": tuple(data["decoding"]["seeds"])})
         suites = tuple(SuiteRun(**suite) for suite in data["suites"])
         versions = tuple((str(name), int(number)) for name, number in data["versions"])
-        return cls(**{**data, "training": training, "decoding": decoding, "suites": suites, "versions": versions})
+        return cls(
+            **{**data, "training": training, "decoding": decoding, "suites": suites, "versions": versions}
+        )
 
     @property
     def id(self) -> str:

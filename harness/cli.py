@@ -161,6 +161,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reference", action="store_true", help="plain heads, whole logits: slow, to check the tiled ones"
     )
+    group.add_argument(
+        "--allow-unsafe",
+        action="store_true",
+        help="run programs written by models although this machine has no namespaces to lock them in",
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -265,6 +270,7 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> run.Sett
         cache=_cache(options),
         data=options.data.resolve() if options.data else None,
         reference=options.reference,
+        allow_unsafe=options.allow_unsafe,
         command=shlex.join(["python", "reproduce.py", *arguments]),
         plugins=tuple(str(Path(file).resolve()) for file in options.plugin),
     )

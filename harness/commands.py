@@ -89,9 +89,7 @@ def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], option
         info = {side: _pair_words(name) for side, name in table.pairs[request.scale].items()}
         style = options.export or "terminal"
         width = shutil.get_terminal_size((100, 24)).columns
-        print(
-            report.render(shown, request.scale, found[table.id], info, style, width, color=_colour(style))
-        )
+        print(report.render(shown, request.scale, found[table.id], info, style, width, color=_colour(style)))
         if not (request.methods or request.pairs or request.seeds or request.budget or request.teacher):
             file = report.path(store.root, request.scale, table.id)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,9 +182,11 @@ def rescore(request: Request, options: Options) -> int:
     for step in (*planned.of("run"), *planned.of("done")):
         try:
             if step.state == "done":
-                faults += rescoring.differences(step.cell, store, root)
+                faults += rescoring.differences(step.cell, store, root, options.settings.allow_unsafe)
             elif old := rescoring.predecessor(step.cell, store):
-                rescoring.renew(step.cell, old, store, root, options.settings.command)
+                rescoring.renew(
+                    step.cell, old, store, root, options.settings.command, options.settings.allow_unsafe
+                )
                 renewed += 1
         except (rescoring.RescoreError, StoreError, SuiteError) as error:
             faults.append(str(error))

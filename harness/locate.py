@@ -11,19 +11,6 @@ from harness.cells import Cell
 
 Progress = Callable[[str, float], None]
 
-#: What is known of the real data sets (upstream licences).
-LICENCES = {
-    "dolly": "CC BY-SA 3.0",
-    "self-inst": "Apache-2.0",
-    "vicuna": "Apache-2.0",
-    "s-ni": "Apache-2.0",
-    "unni": "MIT",
-    "gsm8k": "MIT",
-    "math500": "MIT",
-    "mbpp": "CC BY 4.0",
-    "humaneval": "MIT",
-}
-
 #: Training sets by name: files under the data root.
 TRAINING_FILES = {
     "tiny-instructions": "train/instructions.jsonl",
@@ -67,24 +54,23 @@ def training_file(name: str, root: Path) -> Path:
 
 
 def data_report(cell: Cell, root: Path) -> list[dict[str, Any]]:
-    """Name, hash, licence and state of every file a cell used."""
+    """Name, hash, licence and state (exact, re-sampled, generated, own) of every file a cell used."""
     from evals import suites
 
     files = {run.name: suites.file_of(suites.get(run.name), root) for run in cell.suites}
     if cell.training is not None:
         files[f"train: {cell.data}"] = training_file(cell.data, root)
-    generated = cell.scale == "tiny"
-    return [
-        {
-            "name": name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "licence": "Apache-2.0 (made by this project)" if generated else _licence(name),
-            "state": "generated" if generated else "exact",
-        }
-        for name, path in sorted(files.items())
-    ]
+    return [{"name": name, **_described(cell.scale, path, root)} for name, path in sorted(files.items())]
 
 
-def _licence(name: str) -> str:
-    known = name.removeprefix("train: ").removesuffix("-dev").removesuffix("-train")
-    return LICENCES.get(known, "unknown")
+def _described(scale: str, path: Path, root: Path) -> dict[str, str]:
+    if scale == "tiny":
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"sha256": digest, "licence": "Apache-2.0 (made by this project)", "state": "generated"}
+    from harness import sources
+
+    known = path.relative_to(root) if path.is_relative_to(root) else Path("humaneval/test.jsonl")
+    if path.is_relative_to(root) or path.name.startswith("HumanEval"):
+        found = sources.data_files([known.with_suffix("").as_posix()], root, root)[0]
+        return {"sha256": str(found.sha256), "licence": str(found.licence), "state": found.state}
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "licence": "unknown", "state": "own"}

@@ -265,9 +265,7 @@ def _redirect(log: str) -> None:
     os.close(handle)
 
 
-def _do(
-    function: str, arguments: tuple[Any, ...], progress: Callable[[str, float], None]
-) -> tuple[Any, ...]:
+def _do(function: str, arguments: tuple[Any, ...], progress: Callable[[str, float], None]) -> tuple[Any, ...]:
     try:
         module, _, name = function.partition(":")
         value = getattr(importlib.import_module(module), name)(*arguments, progress)

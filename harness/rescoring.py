@@ -26,7 +26,7 @@ class RescoreError(RuntimeError):
     """Stored answers that cannot be scored, with the reason."""
 
 
-def differences(cell: Cell, store: Store, root: Path) -> list[str]:
+def differences(cell: Cell, store: Store, root: Path, unsafe: bool = False) -> list[str]:
     """Where a finished cell's answers score otherwise than its record says; a line each."""
     record = store.get(cell.id)
     if record is None:
@@ -35,7 +35,9 @@ def differences(cell: Cell, store: Store, root: Path) -> list[str]:
     for name, old in record["scores"].items():
         suite, items = _suite(cell, name, root, old["items_sha256"])
         for seed, run in old["seeds"].items():
-            new = scoring.score(suite, items, _texts(store, run, items)).per_item[suite.metric]
+            new = scoring.score(suite, items, _texts(store, run, items), allow_unsafe=unsafe).per_item[
+                suite.metric
+            ]
             moved = sum(abs(a - b) > TOLERANCE for a, b in zip(new, run["per_item"], strict=True))
             if moved:
                 mean = sum(new) / len(new)
@@ -53,7 +55,9 @@ def predecessor(cell: Cell, store: Store) -> dict[str, Any] | None:
     return None
 
 
-def renew(cell: Cell, old: Mapping[str, Any], store: Store, root: Path, command: str) -> None:
+def renew(
+    cell: Cell, old: Mapping[str, Any], store: Store, root: Path, command: str, unsafe: bool = False
+) -> None:
     """Write the cell's record from the answers of ``old``."""
     record = copy.deepcopy({key: value for key, value in old.items() if key != "sha256"})
     record |= {"cell": cell.id, "spec": cell.as_dict(), "provenance": provenance(command), "scores": {}}
@@ -62,7 +66,7 @@ def renew(cell: Cell, old: Mapping[str, Any], store: Store, root: Path, command:
         entry = {**before, "metric": suite.metric, "seeds": {}}
         for seed, run in before["seeds"].items():
             texts = _texts(store, run, items)
-            result = scoring.score(suite, items, texts)
+            result = scoring.score(suite, items, texts, allow_unsafe=unsafe)
             entry["seeds"][seed] = cells.seed_entry(store, cell, name, int(seed), items, texts, result)
         record["scores"][name] = entry
     store.put(record)

@@ -35,6 +35,7 @@ class Settings:
     cache: Path
     data: Path | None = None
     reference: bool = False
+    allow_unsafe: bool = False  #: run code of models although this machine has no namespaces
     command: str = ""
     plugins: tuple[str, ...] = ()
     compute: str = COMPUTE
@@ -123,6 +124,7 @@ def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any
         data=settings.data,
         progress=progress,
         reference=settings.reference,
+        allow_unsafe=settings.allow_unsafe,
         command=settings.command,
     )
     return cells.run(cell, context)

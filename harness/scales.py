@@ -176,9 +176,7 @@ def _decodings(found: Setting, value: float) -> Setting:
 
 
 def _new_tokens(found: Setting, value: float) -> Setting:
-    return dataclasses.replace(
-        found, decoding=dataclasses.replace(found.decoding, max_new_tokens=int(value))
-    )
+    return dataclasses.replace(found, decoding=dataclasses.replace(found.decoding, max_new_tokens=int(value)))
 
 
 _OVERRIDES: dict[str, Callable[[Setting, float], Setting]] = {

@@ -39,12 +39,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(student_folder: Path, teacher_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def command(
+    student_folder: Path, teacher_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """A small run on a pair of the user's own; ``--results`` is still to be added."""
     cache = tmp_path_factory.mktemp("cache")
     return [
-        *(sys.executable, str(ROOT / "reproduce.py"), "--teacher", str(teacher_folder), "--student", str(student_folder)),
-        *("--methods", "sft,dskd-v1/kl", "--seeds", "1", "--jobs", "1", "--budget", "examples=24,epochs=8,prompts=12"),
+        *(
+            sys.executable,
+            str(ROOT / "reproduce.py"),
+            "--teacher",
+            str(teacher_folder),
+            "--student",
+            str(student_folder),
+        ),
+        *(
+            "--methods",
+            "sft,dskd-v1/kl",
+            "--seeds",
+            "1",
+            "--jobs",
+            "1",
+            "--budget",
+            "examples=24,epochs=8,prompts=12",
+        ),
         *("--data", str(data), "--cache", str(cache)),
     ]
 

@@ -1,4 +1,4 @@
-"""A method of one's own: `python reproduce.py --plugin examples/my_method.py --method jeffreys ...`.
+"""A method of one's own: `python reproduce.py --plugin examples/my_method.py --table 1 --methods jeffreys`.
 
 Jeffreys' divergence KL(p, q) + KL(q, p) between the two models' next tokens.
 """

@@ -117,7 +117,7 @@ def make(request: Request, store: Store) -> Plan:
 
 
 def _tables(request: Request) -> list[Table]:
-    named = [tables.load(name) for name in request.tables]
+    named = [_extended(tables.load(name), request.methods) for name in request.tables]
     chosen = list({table.id: table for table in named}.values())
     if request.teacher is None or request.student is None:
         return chosen
@@ -151,11 +151,26 @@ def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
     )
 
 
+def _extended(table: Table, wanted: Sequence[str]) -> Table:
+    """The table with a row for every method asked for that it lacks: a plugin's, or other options."""
+    new = []
+    for word in wanted:
+        if any(_names(word, row) for row in table.rows):
+            continue
+        try:
+            method = methods.create(word)
+        except MethodError:
+            continue  # perhaps a label of another table; _select refuses what no table has
+        side: Side = "same" if method.needs.vocabulary == "same" else "cross"
+        new.append(Row(word, str(method.canonical()), side, ()))
+    return dataclasses.replace(table, rows=(*table.rows, *new)) if new else table
+
+
 def _canonical(text: str) -> str:
     """The canonical address; the method must exist."""
     if text in UNTRAINED:
         return text
-    return str(methods.create(text).spec)
+    return str(methods.create(text).canonical())
 
 
 def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table, Row]]:
@@ -177,10 +192,11 @@ def _names(word: str, row: Row) -> bool:
     if word.casefold() == row.label.casefold() or word == row.method:
         return True
     try:
-        spec = Spec.parse(word)
+        method = methods.create(word)
     except MethodError:
         return False
-    return str(spec) == row.method or (word == spec.name and word == Spec.parse(row.method).name)
+    bare = word == method.spec.name and word == Spec.parse(row.method).name
+    return bare or str(method.canonical()) == row.method
 
 
 def _pair_of(table: Table, side: Side, request: Request, absent: list[str]) -> PairSpec | None:

@@ -249,3 +249,10 @@ def test_two_overlapping_models_of_a_pair_say_whether_they_share_a_vocabulary() 
             ref.startswith(f"{pair.scale}:") for ref in (pair.teacher, pair.student)
         )
         assert pair.scale != "paper" or {pair.teacher, pair.student} <= pairs.MODELS.keys()
+
+
+def test_a_method_that_no_row_names_becomes_a_row(tmp_path: Path) -> None:
+    request = Request("tiny", ("1",), ("kl", "kl:temperature=1", "uld@original"), cache=tmp_path)
+    made = plan.make(request, Store(tmp_path))
+    rows = {place for step in made.steps for place in step.rows}
+    assert rows == {"1 same/kl", "1 same/kl:temperature=1.0", "1 cross/uld@original"}

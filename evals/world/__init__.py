@@ -10,7 +10,7 @@ from evals.world.files import held_out, instruction_stream, maths_stream, prose,
 from evals.world.task import Task
 
 #: Raised whenever any text of the world changes: suites, training files, streams or prose.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 
 __all__ = [
     "WORLD_VERSION",

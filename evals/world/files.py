@@ -18,7 +18,7 @@ from evals.world.task import Task
 #: Suite -> prompts in it.
 SIZES = {"dolly": 260, "self-inst": 240, "vicuna": 120, "s-ni": 300, "unni": 300}
 MATHS, PYTHON = 160, 80  #: GSM8K problems; functions, in HumanEval's and again as many in MBPP's form
-TRAIN = {"instructions": 400, "maths": 400, "code": 300}
+TRAIN = {"instructions": 400, "maths": 400, "code": 80}
 #: Parts of a teacher's instructions in each manner.
 MIXTURE = {"dolly": 45, "self-inst": 14, "vicuna": 8, "s-ni": 16, "unni": 17}
 

@@ -70,7 +70,7 @@ class Trainer:
         groups = [{"params": trainable(self.student.lm), "lr": self.settings.lr}]
         if parts := trainable(self.parts):
             groups.append({"params": parts, "lr": self.method.part_lr() or self.settings.lr})
-        return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=True)
 
     def _factors(self) -> list[Callable[[int], float]]:
         """Cosine from each group's rate to min_lr, without warm-up (methods.md section 6)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch as torch
+    import torch as torch  # noqa: PLC0414 - the alias exports it
 else:
 
     class _Torch:

@@ -87,7 +87,7 @@ def require(allow_unsafe: bool = False) -> Level:
     if found != FLOOR and not allow_unsafe:
         raise SandboxError(
             f"programs written by a model would run with {found} only: they would reach the files "
-            "and the network. Allow it explicitly (--allow-unsafe), or use a machine or container that has them"
+            "and the network. Allow it with --allow-unsafe, or use a machine or container that has them"
         )
     return found
 

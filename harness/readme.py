@@ -1,4 +1,4 @@
-"""The generated parts of README.md: the tables from records and the example plugin. ``python -m harness.readme``."""
+"""The generated parts of README.md: tables from records, the example plugin. ``python -m harness.readme``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def filled(text: str) -> str:
         body = (ROOT / file).read_text(encoding="utf-8").strip()
         body = f"```{language}\n{body}\n```" if language else body
         block = f"<!-- {name} -->\n{body}\n<!-- /{name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"README.md has {count} blocks named {name}, not one")
+        parts = re.split(rf"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"README.md has {len(parts) - 1} blocks named {name}, not one")
+        text = block.join(parts)
     return text
 
 

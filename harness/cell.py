@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from dskd.batch import Pair, Side
 from dskd.method import Method, create
 from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import scoring, suites
-from evals.decoding import generate
+from evals.decoding import generate, generate_ids
+from evals.prompts import encode_prompts
 from evals.suites import Item, Suite
-from harness import data, locate, models
+from harness import data, locate, models, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
 from harness.models import LoadedModel, Progress
@@ -56,7 +57,10 @@ class Context:
 
 
 def run(cell: Cell, context: Context) -> dict[str, Any]:
-    """Run a cell to its record. What was finished before a kill is found in the store's work folder."""
+    """Run a cell to its record, from wherever an earlier run of it was stopped.
+
+    The caller clears the store's work folder once the record is stored.
+    """
     heads.use_reference(context.reference)
     started = time.time()
     walk = _Walk(cell, context)
@@ -66,7 +70,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         model, trained, chosen = walk.trained()
     scores, decode_seconds, new_tokens = walk.score(model)
     record = walk.record(scores, trained, chosen)
-    record["provenance"] = provenance(context.command) | {"started": started}
+    record["provenance"] = provenance(context.command)
     record["cost"] = {
         "train_seconds": trained.seconds if trained else 0.0,
         "tokens_per_second": trained.read_tokens / max(trained.seconds, 1e-9) if trained else 0.0,
@@ -76,7 +80,6 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         "teacher_passes": 1 if trained and walk.method is not None and walk.method.needs.teacher else 0,
         "wall_seconds": time.time() - started,
     }
-    shutil.rmtree(walk.work, ignore_errors=True)
     return record
 
 
@@ -91,6 +94,11 @@ class _Walk:
         self.dtype = torch.bfloat16 if cell.training and cell.training.precision == "bf16" else torch.float32
         if cell.training is None and cell.scale != "tiny":
             self.dtype = torch.bfloat16
+
+    def _max_prompt(self) -> int:
+        """Prompts are cut alike for every row; one that is not trained takes its setting's."""
+        training = self.cell.training or scales.setting(self.context.pair, self.cell.group).training
+        return training.max_prompt
 
     def path(self, ref: str) -> Path:
         return locate.model(ref, self.context.cache, self.context.progress)
@@ -187,18 +195,32 @@ class _Walk:
         decoding = Decoding(
             **{**vars(SEQKD_DECODING), "max_new_tokens": room, "max_length": self.cell.decoding.max_length}
         )
-        key = hashlib.sha256(
-            f"{models.fingerprint(path)} {data.text_hash(examples)} {decoding} {self.dtype}".encode()
-        )
+        sources = (models.fingerprint(path), data.text_hash(examples), decoding, settings.max_prompt)
+        key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
-        def write() -> list[str]:
+        def write() -> list[tuple[str, bool]]:
             model = models.load(path, ref, self.dtype)
             items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
-            return self._generate(model, items, decoding, 0, "teacher writes", settings.max_prompt)
+            limits = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
+            report = partial(self.context.progress, "teacher writes")
+            written = generate_ids(
+                model.lm, model.tokenizer, items, limits, 0, max_prompt=settings.max_prompt,
+                batch_size=self._batch_size(), progress=report,
+            )  # fmt: skip
+            prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], settings.max_prompt)
+            rooms = [min(limits.max_new_tokens, limits.max_length - len(prompt)) for prompt in prompts]
+            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+            return [(text, len(ids) < room) for text, ids, room in zip(texts, written, rooms, strict=True)]
 
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
         texts = teacher_texts(file, write, len(examples))
-        return [data.Example(e.id, e.prompt, text) for e, text in zip(examples, texts, strict=True)]
+        return [
+            data.Example(e.id, e.prompt, text, ended)
+            for e, (text, ended) in zip(examples, texts, strict=True)
+        ]
+
+    def _batch_size(self) -> int:
+        return 256 if self.cell.scale == "tiny" else 16
 
     def _generate(
         self,
@@ -213,7 +235,6 @@ class _Walk:
             self.context.progress(stage, fraction)
 
         decoding = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
-        size = 256 if self.cell.scale == "tiny" else 16
         return generate(
             model.lm,
             model.tokenizer,
@@ -221,7 +242,7 @@ class _Walk:
             decoding,
             seed,
             max_prompt=max_prompt,
-            batch_size=size,
+            batch_size=self._batch_size(),
             progress=progress,
         )
 
@@ -275,10 +296,9 @@ class _Walk:
         except (OSError, ValueError, KeyError):
             pass
         started = time.monotonic()
-        max_prompt = (
-            self.cell.training.max_prompt if self.cell.training else self.cell.decoding.max_length // 2
+        texts = self._generate(
+            model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt()
         )
-        texts = self._generate(model, items, self.cell.decoding, seed, f"decode {run.name}", max_prompt)
         seconds = time.monotonic() - started
         self.work.mkdir(parents=True, exist_ok=True)
         file.with_suffix(".part").write_text(

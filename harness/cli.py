@@ -19,7 +19,6 @@ from harness import commands, run, scales, tables
 from harness.commands import Options
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
-from harness.provenance import gpus
 from harness.scales import ScaleError
 from harness.store import StoreError
 from harness.tables import TableError
@@ -107,7 +106,7 @@ def _which(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--scale",
         choices=scales.SCALES,
-        help="default: tiny without a GPU, paper with one; an own pair: small",
+        help="default: tiny; an own pair: small",
     )
     group.add_argument(
         "--methods", metavar="A,B", type=_words, default=(), help="rows by address, name or label"
@@ -253,9 +252,9 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _default_scale(options: argparse.Namespace) -> str:
-    """Tiny needs nothing; an own pair of real models is small; a GPU makes the paper's protocol thinkable."""
+    """Tiny needs nothing; an own pair of real models is small."""
     if options.teacher is None:
-        return "paper" if gpus() else "tiny"
+        return "tiny"
     models = (options.teacher, options.student)
     return "tiny" if all(ref.startswith("tiny:") for ref in models) else "small"
 

@@ -34,12 +34,13 @@ class Example:
     id: str
     prompt: str
     response: str
+    ended: bool = True  #: False: written by a model that was cut, so no EOS follows
 
 
 def load_examples(path: Path, limit: int | None = None) -> list[Example]:
     """Read a training file, a JSON object a line: instructions, GSM8K's or MBPP's. Raises DataError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line breaks raw
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     rows = (_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -104,7 +105,7 @@ def encode_examples(
     for example, prompt, tokens in zip(examples, prompts, responses, strict=True):
         if len(prompt) == 0:
             raise DataError(f"example {example.id}: the prompt is empty in this tokenizer")
-        room = max_length - len(prompt)
+        room = min(max_length - len(prompt), len(tokens.ids) - (not example.ended))
         sequences.append(
             Encoded(np.asarray(prompt, dtype=np.int64), Tokens(tokens.ids[:room], tokens.spans[:room]))
         )

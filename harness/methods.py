@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dskd.method import MethodError
+from dskd.method import Method, MethodError
 
 BUILT_IN = (
     "baselines.supervised",
@@ -18,6 +18,16 @@ BUILT_IN = (
     "dskd.cross_model_attention",
     "dskd.exact_alignment",
 )
+
+
+#: Modules made from plugin files begin so.
+PLUGIN = "dskd_plugin_"
+
+
+def plugin_file(method: Method) -> Path | None:
+    """The file a method of the user's own comes from; None for a built-in one."""
+    module = type(method).__module__
+    return Path(str(sys.modules[module].__file__)) if module.startswith(PLUGIN) else None
 
 
 def load(plugins: Sequence[str | Path] = ()) -> None:
@@ -33,7 +43,7 @@ def load(plugins: Sequence[str | Path] = ()) -> None:
 
 def module_name(file: Path) -> str:
     """The name a plugin file is imported under."""
-    return "dskd_plugin_" + "".join(c if c.isalnum() else "_" for c in str(file.resolve()))
+    return PLUGIN + "".join(c if c.isalnum() else "_" for c in str(file.resolve()))
 
 
 def _load_file(file: Path) -> None:

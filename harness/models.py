@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def cut_side(lm: Any, vocabulary: Vocabulary) -> Side:
         raise ModelError(f"{type(lm).__name__} has no language-model head")
     if getattr(head, "bias", None) is not None:
         raise ModelError(f"{type(lm).__name__}: a head with a bias is not supported")
-    for key in ("final_logit_softcapping", "logit_scale"):
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, key, None) not in (None, 1.0):
             raise ModelError(f"{type(lm).__name__}: a head with {key} is not supported")
     if vocabulary.size > head.weight.shape[0]:
@@ -119,10 +120,12 @@ def fingerprint(path: Path) -> str:
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".txt"))
     stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     memo = path / ".fingerprint"
-    if memo.exists():
+    try:
         known = json.loads(memo.read_text())
         if known["stamp"] == stamp:
             return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not whole: the hash is computed
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
@@ -133,8 +136,10 @@ def fingerprint(path: Path) -> str:
 
 
 def _remember(memo: Path, content: dict[str, Any]) -> None:
+    part = memo.with_name(f"{memo.name}.{os.getpid()}")
     try:
-        memo.write_text(json.dumps(content))
+        part.write_text(json.dumps(content))
+        os.replace(part, memo)
     except OSError:  # a read-only model folder is fine; the hash is computed again next time
         return
 

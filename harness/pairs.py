@@ -144,7 +144,8 @@ def _same_vocabulary(teacher: str, student: str) -> bool | None:
         if {pair.teacher, pair.student} == {teacher, student}:
             return pair.same_vocabulary
     found = [_vocabulary(ref) for ref in (teacher, student)]
-    return None if None in found else found[0] == found[1]
+    # Equal tokens may still play other roles (a base model's EOS): only the tokenizers themselves can tell.
+    return None if None in found or found[0] == found[1] else False
 
 
 def _vocabulary(ref: str) -> dict[str, int] | None:

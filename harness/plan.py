@@ -19,6 +19,7 @@ from dskd.method import Method, MethodError, Spec
 from harness import estimate, locate, pairs, scales, tables, versions
 from harness.cells import UNTRAINED, Cell, SuiteRun
 from harness.estimate import History
+from harness.methods import plugin_file
 from harness.pairs import PairSpec
 from harness.provenance import gpus
 from harness.store import Store, StoreError
@@ -339,11 +340,23 @@ def _versions(method: Method | None, pair: PairSpec, row: Row, request: Request)
         base = method.spec.divergence.partition("@")[0]
         if base in DIVERGENCES:
             found["divergence"] = DIVERGENCES[base].version
+        found |= _hidden_versions(method)
     if request.scale == "tiny":
         found |= _tiny_versions()
     for ref in _refs(row.method, pair) if method is not None or not row.trained else ():
         if not ref.startswith("tiny:") and (path := resolve(ref, request.cache)[0]) is not None:
             found[f"files of {ref}"] = fingerprint(path)
+    return found
+
+
+def _hidden_versions(method: Method) -> dict[str, int]:
+    """What an address does not show: implied divergences past their first version, a plugin's source."""
+    implied = {"kl", str(getattr(getattr(method, "divergence", None), "name", "kl")).partition("@")[0]}
+    found = {f"divergence {name}": DIVERGENCES[name].version for name in implied & set(DIVERGENCES)}
+    found = {name: version for name, version in found.items() if version != 1}
+    source = plugin_file(method)
+    if source is not None:
+        found["plugin"] = int(hashlib.sha256(source.read_bytes()).hexdigest()[:12], 16)
     return found
 
 
@@ -445,14 +458,14 @@ def _no_suites(step: Step, request: Request) -> str:
 
 
 def _no_gpu(step: Step, request: Request) -> str:
+    """Training at paper scale: the settings are data already, the way to GPUs is not built yet."""
     if request.scale != "paper":
         return ""
     needed = estimate.gpu_gib(step.cell, step.pair)
     here = max((mib / 1024 for _, mib in gpus()), default=0.0)
-    if needed is None or needed <= here:
-        return ""
     found = f"the largest here has {here:.0f}" if here else "there is none here"
-    return f"needs GPUs: about {needed:.0f} GiB; {found}"
+    wanted = f"about {needed:.0f} GiB" if needed is not None else "of unknown size"
+    return f"needs GPUs ({wanted}; {found}), and this version trains on CPUs only"
 
 
 def _no_model(step: Step, request: Request) -> str:

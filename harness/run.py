@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> None
         known = store.get(cell.id)
         if known is None or known["status"] != "done":
             store.put(_function(settings.compute)(cell, settings, progress))
+        shutil.rmtree(store.work(cell.id), ignore_errors=True)
     finally:
         lock.release()
 

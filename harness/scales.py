@@ -116,7 +116,6 @@ SETTINGS: dict[tuple[str, str], Setting] = {
 
 #: Where the released scripts give one method another setting than its table: (scale, recipe, method name).
 METHOD_SETTINGS: dict[tuple[str, str, str], Mapping[str, int]] = {
-    ("paper", "table1-cross", "dskd-cma-ga"): {"batch": 8},
     ("paper", "table1-same", "dskd-v2"): {"batch": 64},
     ("paper", "code", "dskd-eta"): {"batch": 32},
 }

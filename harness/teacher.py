@@ -27,6 +27,7 @@ from dskd.batch import Side
 from dskd.vocabulary import Vocabulary
 from harness.data import Encoded, pack
 from harness.models import LoadedModel, Progress, fingerprint, load
+from harness.versions import TRAINER
 
 #: Hidden states larger than this are recomputed instead of kept (bytes).
 DISK_BUDGET = 20 * 2**30
@@ -124,7 +125,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _key(path: Path, sequences: Sequence[Encoded], dtype: torch.dtype) -> str:
-    digest = hashlib.sha256(f"{fingerprint(path)} {dtype}".encode())
+    digest = hashlib.sha256(f"{fingerprint(path)} {dtype} {TRAINER}".encode())
     for sequence in sequences:
         digest.update(len(sequence.prompt).to_bytes(4, "little"))
         digest.update(np.concatenate([sequence.prompt, sequence.response.ids]).astype(np.int32).tobytes())
@@ -195,8 +196,10 @@ def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> Ite
         yield group
 
 
-def teacher_texts(file: Path, write: Callable[[], list[str]], count: int) -> list[str]:
-    """The teacher's answers to the training prompts (SeqKD), written once and kept."""
+def teacher_texts(
+    file: Path, write: Callable[[], list[tuple[str, bool]]], count: int
+) -> list[tuple[str, bool]]:
+    """The teacher's answers to the training prompts (SeqKD), each with whether it came to its end; kept."""
     with _locked(file):
         if not file.exists():
             texts = write()
@@ -204,7 +207,7 @@ def teacher_texts(file: Path, write: Callable[[], list[str]], count: int) -> lis
                 "".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8"
             )
             os.replace(f"{file}.part", file)
-    texts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    texts = [(text, ended) for text, ended in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
     if len(texts) != count:
         raise ValueError(f"{file}: {len(texts)} texts for {count} prompts")
     return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import time
@@ -202,26 +203,27 @@ class Trainer:
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint and its hash, each atomically; a kill between leaves the older pair or none."""
+    """Write a checkpoint behind its own SHA-256, atomically: a kill leaves the older one whole."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    torch.save(state, part)
-    with part.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    file.with_suffix(".sha256").unlink(missing_ok=True)
+    with part.open("wb") as stream:
+        stream.write(hashlib.sha256(payload).digest())
+        stream.write(payload)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(part, file)
-    part.write_text(digest)
-    os.replace(part, file.with_suffix(".sha256"))
 
 
 def load_checkpoint(file: Path) -> dict[str, Any] | None:
     """A checkpoint whose hash holds (tensors and plain data only, never pickled code), else None."""
     try:
-        digest = file.with_suffix(".sha256").read_text()
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                return None
-        state: dict[str, Any] = torch.load(file, weights_only=True)
+        raw = file.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(raw[32:]), weights_only=True)
     except (OSError, ValueError, RuntimeError):
         return None
     return state

@@ -91,7 +91,7 @@ def test_rows_are_chosen_by_address_or_label(tmp_path: Path, word: str, found: s
 
 def test_a_bare_name_takes_all_rows_of_the_method(tmp_path: Path) -> None:
     chosen = {step.cell.method for step in make(tmp_path, methods=("dskd-v2",)).steps}
-    assert len(chosen) > 3
+    assert len(chosen) > 1
     assert all(address.startswith("dskd-v2") for address in chosen)
 
 

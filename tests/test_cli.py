@@ -129,11 +129,8 @@ def test_seeds_are_a_list_or_a_count() -> None:
     assert read(["--seeds", "4,7"]).seeds == (4, 7)
 
 
-def test_the_default_scale_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_scale_needs_no_gpu() -> None:
     read = cli.parser().parse_args
-    monkeypatch.setattr(cli, "gpus", lambda: ())
     assert cli._default_scale(read(["--table", "1"])) == "tiny"
     assert cli._default_scale(read(["--teacher", "tiny:a", "--student", "tiny:b"])) == "tiny"
     assert cli._default_scale(read(["--teacher", "org/a", "--student", "tiny:b"])) == "small"
-    monkeypatch.setattr(cli, "gpus", lambda: (("A100", 81920),))
-    assert cli._default_scale(read(["--table", "1"])) == "paper"

@@ -79,7 +79,7 @@ def run(command: list[str], results: Path, seconds: float | None = None) -> int:
         text=True,
     )
     try:
-        output, _ = process.communicate(timeout=seconds or 240)
+        output, _ = process.communicate(timeout=seconds or 400)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -103,17 +103,19 @@ def kill_until_done(command: list[str], results: Path, kills: int, longest: floa
     return hits
 
 
+@pytest.mark.timeout(900)
 def test_killed_runs_end_with_the_same_records(command: list[str], tmp_path: Path) -> None:
     started = time.monotonic()
     run(command, tmp_path / "undisturbed")
     length = time.monotonic() - started
-    hits = kill_until_done(command, tmp_path / "killed", kills=3, longest=length)
+    hits = kill_until_done(command, tmp_path / "killed", kills=2, longest=length)
     assert hits >= 1
     assert cores(tmp_path / "killed") == cores(tmp_path / "undisturbed")
     assert len(cores(tmp_path / "killed")) == 2
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_fifty_kills(command: list[str], tmp_path: Path) -> None:
     started = time.monotonic()
     run(command, tmp_path / "undisturbed")

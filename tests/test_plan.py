@@ -143,7 +143,7 @@ def test_own_pairs_are_found_by_name_alone(tmp_path: Path) -> None:
     (tmp_path / "a" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(vocabulary))
     pair = pairs.own(str(tmp_path / "a"), str(tmp_path / "b"), "small")
-    assert pair.same_vocabulary is True
+    assert pair.same_vocabulary is None  # equal tokens may differ in their roles, such as EOS
     assert pairs.get(pair.name) == pair
     (tmp_path / "b" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}}}))
     assert pairs.get(pair.name).same_vocabulary is False

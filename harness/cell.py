@@ -160,7 +160,7 @@ class _Walk:
         if method.needs.teacher_text:
             examples = self._teacher_written(examples, settings)
         window = min(settings.max_length, student.window)
-        limits = {"max_prompt": min(settings.max_prompt, window // 2), "max_length": window}
+        limits = {"max_prompt": self._prompt_room(student, settings.max_prompt), "max_length": window}
         own = data.encode_examples(student.tokenizer, examples, **limits)
         if teacher is None:
             return data.PairedData(examples, own, None, None), None
@@ -203,11 +203,12 @@ class _Walk:
             items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
             limits = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
             report = partial(self.context.progress, "teacher writes")
+            max_prompt = self._prompt_room(model, settings.max_prompt)
             written = generate_ids(
-                model.lm, model.tokenizer, items, limits, 0, max_prompt=settings.max_prompt,
+                model.lm, model.tokenizer, items, limits, 0, max_prompt=max_prompt,
                 batch_size=self._batch_size(), progress=report,
             )  # fmt: skip
-            prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], settings.max_prompt)
+            prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], max_prompt)
             rooms = [min(limits.max_new_tokens, limits.max_length - len(prompt)) for prompt in prompts]
             texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
             return [(text, len(ids) < room) for text, ids, room in zip(texts, written, rooms, strict=True)]
@@ -218,6 +219,11 @@ class _Walk:
             data.Example(e.id, e.prompt, text, ended)
             for e, (text, ended) in zip(examples, texts, strict=True)
         ]
+
+    @staticmethod
+    def _prompt_room(model: LoadedModel, max_prompt: int) -> int:
+        """A prompt takes half of a short window at most, in training and in decoding alike."""
+        return min(max_prompt, model.window // 2)
 
     def _batch_size(self) -> int:
         return 256 if self.cell.scale == "tiny" else 16
@@ -241,7 +247,7 @@ class _Walk:
             items,
             decoding,
             seed,
-            max_prompt=max_prompt,
+            max_prompt=self._prompt_room(model, max_prompt),
             batch_size=self._batch_size(),
             progress=progress,
         )

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from dskd.method import MethodError
 from harness import commands, run, scales, tables
@@ -62,9 +63,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All options, in the groups a reader looks for them."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="reproduce.py",
         description="Reproduce the tables of Dual-Space Knowledge Distillation, or run your own pair.",
         epilog=EPILOG,

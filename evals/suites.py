@@ -76,7 +76,7 @@ SUITES: dict[str, Suite] = {
     )
 }
 
-#: MBPP's test split (Austin et al. 2021): 1-10 are for prompting, 511-600 for validation, 601-974 for training.
+#: MBPP's test split (Austin et al. 2021). 1-10 are for prompting, 511-600 validation, 601-974 training.
 MBPP_TEST = range(11, 511)
 
 

@@ -36,8 +36,8 @@ class NoOptions:
         needs=Needs(teacher=False, teacher_text=True),
         temperature="1; no divergence",
         stop_gradients="none needed: the teacher's text is data",
-        released="Kim & Rush decode the teacher with beam search; how the text was decoded here is in "
-        "the cell's data",
+        released="Kim & Rush decode the teacher with beam search; here greedily, and an answer that was cut "
+        "has no EOS to learn",
     ),
 )
 class Supervised(Method):

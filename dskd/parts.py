@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dskd.projectors import PseudoInverse, ideal_projector, transfer
+from dskd.projectors import PseudoInverse, ideal_projector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class IdealProjectors(nn.Module):
             ideal = ideal_projector(common_teacher.to(dtype), self._common(student).to(dtype))
             with torch.no_grad():
                 self.t2s.weight.copy_(ideal.T)
-        self.register_buffer("inverse", PseudoInverse(common_teacher).rows(student.dtype), persistent=False)
+        self.register_buffer("inverse", PseudoInverse(common_teacher).rows(dtype), persistent=False)
         translation = None
         if not pair.vocabulary.same:
             translation = torch.from_numpy(pair.vocabulary.translation).to(student.device)
@@ -112,7 +112,7 @@ class IdealProjectors(nn.Module):
         """
         seen = head.to(self.probe.dtype) @ self.probe
         if self._built is None or not torch.equal(seen, self._built[0]):
-            self._built = seen, transfer(self._common(head), self.inverse)
+            self._built = seen, self._common(head).to(self.inverse.dtype).T @ self.inverse
         return self._built[1]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dskd.projectors import PseudoInverse, ideal_projector
+from dskd.projectors import PseudoInverse, ideal_projector, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class IdealProjectors(nn.Module):
 
     student_rows: Tensor | None
     frozen_head: Tensor | None
-    inverse: Tensor  #: pinv(W_t).T over the common tokens, (rows, D)
+    inverse: Tensor  #: pinv(W_t).T over the common tokens, (rows, D), in the dtype of W_t
     probe: Tensor  #: (d,) random, tells whether a head has changed
     translation: Tensor | None  #: (V_t,) student id of each teacher id or -1; None: one vocabulary
 
@@ -78,7 +78,7 @@ class IdealProjectors(nn.Module):
             ideal = ideal_projector(common_teacher.to(dtype), self._common(student).to(dtype))
             with torch.no_grad():
                 self.t2s.weight.copy_(ideal.T)
-        self.register_buffer("inverse", PseudoInverse(common_teacher).rows(dtype), persistent=False)
+        self.register_buffer("inverse", PseudoInverse(common_teacher).rows(), persistent=False)
         translation = None
         if not pair.vocabulary.same:
             translation = torch.from_numpy(pair.vocabulary.translation).to(student.device)
@@ -112,7 +112,7 @@ class IdealProjectors(nn.Module):
         """
         seen = head.to(self.probe.dtype) @ self.probe
         if self._built is None or not torch.equal(seen, self._built[0]):
-            self._built = seen, self._common(head).to(self.inverse.dtype).T @ self.inverse
+            self._built = seen, transfer(self._common(head), self.inverse)
         return self._built[1]
 
 

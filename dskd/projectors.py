@@ -79,22 +79,21 @@ def ideal_projector(source_head: Tensor, target: PseudoInverse | Tensor) -> Tens
     return inverse.project(source_head).to(source_head.dtype)
 
 
+@torch.no_grad()
 def transfer(head: Tensor, inverse_rows: Tensor) -> Tensor:
-    """sg(W_s) pinv(W_t) (d, D), the map from the student's space to the teacher's.
+    """sg(W_s) pinv(W_t) (d, D), the map from the student's space to the teacher's; no graph is recorded.
 
-    Products run in the head's dtype, a few thousand rows of the vocabulary at a time, and are summed in
-    float32 (float64 for a float64 head). Rounding the inverse to bfloat16 errs no more than the rounding a
-    bfloat16 head has already gone through, and halves the time against float32.
+    Products run in the dtype of ``inverse_rows``, a few thousand rows of the vocabulary at a time, and are
+    summed in float32 (float64 for float64). With a bfloat16 teacher the rounding of its inverse errs no
+    more than the rounding its head has already gone through, and takes half the time of float32.
 
-    Args: head (V, d); inverse_rows (V, D) = ``PseudoInverse(teacher head).rows(dtype)``, best stored in
-    the head's dtype. Both constant here.
+    Args: head (V, d); inverse_rows (V, D) = ``PseudoInverse(teacher head).rows()``.
     """
     if head.shape[0] != inverse_rows.shape[0]:
         raise ValueError(f"heads of {len(head)} and {len(inverse_rows)} rows; pass matching rows")
-    precision = torch.float64 if head.dtype == torch.float64 else torch.float32
-    head, inverse_rows = head.detach(), inverse_rows.detach()
+    precision = torch.float64 if inverse_rows.dtype == torch.float64 else torch.float32
     out = torch.zeros(head.shape[1], inverse_rows.shape[1], dtype=precision, device=head.device)
     for start in range(0, len(head), _CHUNK):
         part = slice(start, start + _CHUNK)
-        out += head[part].T @ inverse_rows[part].to(head.dtype)
+        out += head[part].to(inverse_rows.dtype).T @ inverse_rows[part]
     return out

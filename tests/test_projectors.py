@@ -99,11 +99,11 @@ def test_projector_carries_no_gradient_and_keeps_the_source_dtype() -> None:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.01)]
 )
-def test_transfer_in_the_dtype_of_the_head(dtype: torch.dtype, tolerance: float) -> None:
+def test_transfer_in_the_dtype_of_the_inverse(dtype: torch.dtype, tolerance: float) -> None:
     student, teacher = heads()
     student[:, 0] += 3  # a common offset, as heads of language models have
     teacher = teacher + student @ torch.randn(NARROW, WIDE, dtype=torch.float64)
-    found = transfer(student.to(dtype), PseudoInverse(teacher).rows(dtype))
+    found = transfer(student.to(dtype), PseudoInverse(teacher.to(dtype)).rows())
     want = ideal_projector(student, teacher)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert ((found - want).norm() / want.norm()).item() < tolerance

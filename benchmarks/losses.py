@@ -6,7 +6,8 @@ hidden states, of three computations:
 - ours: the method behind ``dskd.method.create``, over packed response positions;
 - response-only: the formulas written out with whole logits, over the same positions;
 - response-only-fp32: the same with float32 heads and states;
-- padded: bfloat16 again, over every position of the padded batch, masked, as released codes do.
+- padded: bfloat16 again, over every position of the padded batch, masked, as released codes do;
+- trl-chunked: TRL's chunked divergence kernel (for ``kl``, where ``pip install -e '.[peers]'`` was run).
 
 Each runs in a process of its own, which reports the median time of a step (by the clock, and of all
 threads of the process: the second suffers less from neighbours) and the peak memory it took beyond
@@ -17,17 +18,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.measure import apart, machine, memory, reset_peak
 
 KINDS = ("ours", "response-only", "response-only-fp32", "padded")
 RATE, TEMPERATURE = 0.5, 2.0
@@ -52,6 +53,7 @@ class Shape:
 
 
 SAME = Shape()
+KL = Shape(f"kl:rate=1:temperature={TEMPERATURE:g}")
 CROSS = Shape("dskd-eta/kl", teacher=(151_936, 1536), overlap=42_257, aligned=0.9)
 CROSS_ULD = Shape("uld", teacher=(151_936, 1536), overlap=42_257)
 SWEEP_TOKENS = (15, 60, 240)
@@ -133,7 +135,8 @@ class Problem:
 
     def step(self, kind: str) -> Any:
         """The loss of one step, ready for backward."""
-        return {"ours": self.ours, "padded": self.padded}.get(kind, self.response_only)()
+        steps = {"ours": self.ours, "padded": self.padded, "trl-chunked": self.trl_chunked}
+        return steps.get(kind, self.response_only)()
 
     def ours(self) -> Any:
         """The method of this repository."""
@@ -170,11 +173,25 @@ class Problem:
         pairs = everywhere if not self.shape.overlap else where[self.pairs]
         return self.plain(spread(self.h_s), spread(self.h_t), spread(self.labels), real.flatten(), pairs)
 
+    def trl_chunked(self) -> Any:
+        """Mean forward KL by TRL's kernel."""
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+        values, _ = ChunkedDivergenceFunction.apply(
+            self.h_s, self.w_s, None, self.h_t, self.w_t, None, 0.0, TEMPERATURE
+        )
+        return values.mean()
+
     def plain(self, h_s: Any, h_t: Any, labels: Any, real: Any, pairs: Any) -> Any:
         """Whole logits and autograd; rows where not ``real`` are computed and masked."""
+        import torch
         from torch.nn.functional import cross_entropy
 
         logits = (h_s @ self.w_s.T).float()
+        if self.shape.method.startswith("kl"):
+            with torch.no_grad():
+                teacher = (h_t @ self.w_t.T).float()
+            return (kl(logits, teacher) * real).sum() / real.sum()
         ce = (cross_entropy(logits, labels, reduction="none") * real).sum() / real.sum()
         if self.shape.method.startswith("uld"):
             return (1 - RATE) * ce + RATE * self.plain_uld(logits, h_t, real)
@@ -251,30 +268,14 @@ def measure(shape: Shape, kind: str, repeats: int) -> Measurement:
     return Measurement(shape, kind, *times, extra, losses[0], problem.kept)
 
 
-def memory(field: str) -> float:
-    """A field of /proc/self/status in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {field}")
-
-
-def reset_peak() -> None:
-    """Let VmHWM start again from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 # --- the reporting process ----------------------------------------------------------------------------
 
 
 def measure_apart(shape: Shape, kind: str, options: argparse.Namespace) -> Measurement:
     """``measure`` in a process of its own."""
     repeats = 1 if kind == "padded" else options.repeats
-    request = json.dumps({"shape": dataclasses.asdict(shape), "kind": kind, "repeats": repeats})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, "-m", "benchmarks.losses", "--measure", request]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return read_measurement(json.loads(done.stdout.splitlines()[-1]))
+    request = {"shape": dataclasses.asdict(shape), "kind": kind, "repeats": repeats}
+    return read_measurement(apart("benchmarks.losses", request, options.threads))
 
 
 def read_measurement(data: dict[str, Any]) -> Measurement:
@@ -305,30 +306,11 @@ def table(rows: list[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import torch
-
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "bf16": "avx512_bf16" in Path("/proc/cpuinfo").read_text(),
-    }
-
-
 def plan(options: argparse.Namespace) -> list[tuple[Shape, tuple[str, ...]]]:
     """Which computations of which shapes to run."""
     main = KINDS if options.padded else KINDS[:-1]
-    out: list[tuple[Shape, tuple[str, ...]]] = [(SAME, main)]
+    peers = ("trl-chunked",) if importlib.util.find_spec("trl") else ()
+    out: list[tuple[Shape, tuple[str, ...]]] = [(SAME, main), (KL, (*KINDS[:2], *peers))]
     if options.cross:
         out += [(CROSS, KINDS[:2]), (CROSS_ULD, KINDS[:2])]
     if options.sweep:

@@ -38,8 +38,12 @@ class Divergence:
         self.name = name
         self.parameters = {**self.defaults, **parameters}
         for key, value in self.parameters.items():
-            if not 0 < value < 1:
-                raise MethodError(f"{name}: {key} lies strictly between 0 and 1 not {value}")
+            self._check(key, value)
+
+    def _check(self, key: str, value: float) -> None:
+        """Refuse a parameter outside its range."""
+        if not 0 < value < 1:
+            raise MethodError(f"{self.name}: {key} lies strictly between 0 and 1 not {value}")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Divergence of each row, differentiable by autograd in both arguments.
@@ -327,8 +331,104 @@ class TotalVariation(Divergence):
         return value, _through_softmax(q, gap.sign_().div_(2))
 
 
+class AlphaBeta(Divergence):
+    entry = Entry(
+        name="abkd",
+        title="Alpha-beta divergence",
+        citation="Wang et al. 2025, ABKD (arXiv:2505.04560), after Cichocki et al. 2011, Entropy 13(1)",
+        formula=(
+            "sum_i [ p_i^s / (beta s) + q_i^s / (alpha s) - p_i^alpha q_i^beta / (alpha beta) ],  s = alpha "
+            "+ beta; its limit where a parameter is 0. kl: (1, 0); rkl: (0, 1); half the squared distance: "
+            "(1, 1); 2 sum (sqrt p - sqrt q)^2: (0.5, 0.5); sum (log p - log q)^2 / 2: (0, 0)"
+        ),
+        parameters={
+            "alpha": "at least 0, default 0.2; power of the teacher's probabilities",
+            "beta": "at least 0, default 0.7; power of the student's",
+        },
+        released=(
+            "the same for alpha, beta > 0; its limits at alpha = 0 or beta = 0 divide by the other "
+            "parameter once instead of twice, so they equal kl and rkl at 1 only. The defaults are those "
+            "of CSD's code for this baseline; ABKD's own script could not be read"
+        ),
+    )
+    defaults: ClassVar[Mapping[str, float]] = {"alpha": 0.2, "beta": 0.7}
+
+    def _check(self, key: str, value: float) -> None:
+        if not 0 <= value < float("inf"):  # a negative power of the tail of a vocabulary overflows
+            raise MethodError(f"{self.name}: {key} is at least 0 and finite, not {value}")
+
+    def _value(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        a, b = self.parameters["alpha"], self.parameters["beta"]
+        if a == 0 and b == 0:
+            return (log_p - log_q).square().sum(-1) / 2
+        if b == 0:
+            return ((log_p * a).exp() * (a * (log_p - log_q) - 1) + (log_q * a).exp()).sum(-1) / a**2
+        if a == 0:
+            return ((log_q * b).exp() * (b * (log_q - log_p) - 1) + (log_p * b).exp()).sum(-1) / b**2
+        s = a + b
+        cross = (a * log_p + b * log_q).exp() / (a * b)
+        return ((log_p * s).exp() / (b * s) + (log_q * s).exp() / (a * s) - cross).sum(-1)
+
+    def _value_and_grad(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        # q dD/dq = q^beta (q^alpha - p^alpha) / alpha, whose limit at alpha = 0 is q^beta log(q / p).
+        a, b = self.parameters["alpha"], self.parameters["beta"]
+        value = self._value(log_q, log_p)
+        if a == 0:
+            moved = (log_q * b).exp_().mul_(log_q - log_p)
+        else:
+            moved = (log_q * (a + b)).exp_().sub_((a * log_p + b * log_q).exp_()).div_(a)
+        return value, moved.sub_(log_q.exp_().mul_(moved.sum(-1, keepdim=True)))
+
+
+class ConcreteScore(Divergence):
+    entry = Entry(
+        name="csd",
+        title="Concrete score distillation",
+        citation="Kim et al. 2025 (arXiv:2509.25837), table 1 and figure 3b",
+        formula=(
+            "1/4 sum_ij u_i v_j (d_i - d_j)^2,  d = student logits - teacher logits over T, u and v detached "
+            "weights that sum to 1. @ss: both the student's probabilities, which makes it half the variance "
+            "of d under q"
+        ),
+        stop_gradients="teacher; the weights u and v",
+        released=(
+            "the same gradient, written as a product of detached factors and the logits, so that its "
+            "value means nothing; its temperature divides the logits of the weights only, and is 1. "
+            "Its scripts distil alone (r = 1)"
+        ),
+        variants={
+            "ss": "u and v: the student's probabilities (S, S); the default",
+            "us": "u uniform, v the student's (U, S)",
+            "ts": "u the teacher's, v the student's (T, S)",
+        },
+    )
+
+    def _weights(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        q = log_q.detach().exp()
+        kind = self.name.partition("@")[2]
+        if kind == "us":
+            return torch.full_like(q, 1 / q.shape[-1]), q
+        return (log_p.detach().exp() if kind == "ts" else q), q
+
+    def _parts(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, ...]:
+        """Weights u and v, the difference d, and its means under both."""
+        (u, v), d = self._weights(log_q, log_p), log_q - log_p
+        return u, v, d, (u * d).sum(-1, keepdim=True), (v * d).sum(-1, keepdim=True)
+
+    def _value(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        # A quarter of both variances and the squared distance of the means: a sum without cancellation.
+        u, v, d, mean_u, mean_v = self._parts(log_q, log_p)
+        spread = (u * (d - mean_u).square() + v * (d - mean_v).square()).sum(-1)
+        return (spread + (mean_u - mean_v).squeeze(-1).square()) / 4
+
+    def _value_and_grad(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        u, v, d, mean_u, mean_v = self._parts(log_q, log_p)
+        return self._value(log_q, log_p), (u * (d - mean_v) + v * (d - mean_u)) / 2
+
+
 _CLASSES: tuple[type[Divergence], ...] = (
-    ForwardKL, ReverseKL, JS, JSD, SkewKL, SkewReverseKL, AdaptiveKL, TotalVariation,
+    ForwardKL, ReverseKL, JS, JSD, SkewKL, SkewReverseKL, AdaptiveKL, TotalVariation, AlphaBeta,
+    ConcreteScore,
 )  # fmt: skip
 _BY_BASE = {cls.entry.name: cls for cls in _CLASSES}
 
@@ -337,15 +437,16 @@ ENTRIES: dict[str, Entry] = {name: cls.entry for name, cls in _BY_BASE.items()}
 
 #: Every address: a base name, or one with its variant.
 NAMES: tuple[str, ...] = (
-    "kl", "rkl", "js", "jsd@gkd", "jsd@distillm", "skl", "srkl", "akl@official", "akl@dskd", "tvd",
+    "kl", "rkl", "js", "jsd@gkd", "jsd@distillm", "skl", "srkl", "akl@official", "akl@dskd", "tvd", "abkd",
+    "csd@ss", "csd@us", "csd@ts",
 )  # fmt: skip
 
 
 def get(name: str, **parameters: float) -> Divergence:
-    """The divergence behind an address; a bare ``jsd`` is ``jsd@gkd``, a bare ``akl`` is ``akl@official``.
+    """The divergence behind an address; a bare name is its first variant (``jsd`` is ``jsd@gkd``).
 
-    Parameters: ``beta`` for jsd, ``alpha`` for skl and srkl. Raises MethodError, naming the nearest
-    names, for a name or parameter that does not exist or a value outside (0, 1).
+    Parameters: ``beta`` for jsd, ``alpha`` for skl and srkl, both for abkd. Raises MethodError, naming
+    the nearest names, for a name or parameter that does not exist or a value outside its range.
     """
     base, _, variant = name.partition("@")
     cls = _BY_BASE.get(base)

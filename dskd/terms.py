@@ -27,8 +27,10 @@ COMMON: Mapping[str, str] = {
 }
 #: Ledger text of the parameters of a divergence given after the slash.
 DIVERGENCE_PARAMETERS: Mapping[str, str] = {
-    "beta": "for jsd, default 0.5; @gkd: the teacher's share of the mixture, @distillm: the student's",
-    "alpha": "for skl (teacher's share of the mixture) and srkl (student's share), default 0.1",
+    "beta": "for jsd, default 0.5; @gkd: the teacher's share of the mixture, @distillm: the student's; for "
+    "abkd the student's power, default 0.7",
+    "alpha": "for skl (teacher's share of the mixture) and srkl (student's share), default 0.1; for abkd the "
+    "teacher's power, default 0.2",
 }
 
 

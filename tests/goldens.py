@@ -179,8 +179,45 @@ def _mined(x: Any, c: Any) -> Terms:
     }
 
 
+def _alpha_beta(a: float, b: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
+        p, q = softmax(p_logits), softmax(q_logits)
+        inner = p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)
+        return -inner.sum(-1) / (a * b)
+
+    return divergence
+
+
+def _concrete_score(x: Any, c: Any) -> Terms:
+    z, held, t = x.h @ x.W.T, c.h @ c.W.T, c.ht @ c.Wt.T
+    q, d = softmax(held / c.T), (z - t) / c.T
+    pairs = q[:, :, None] * q[:, None] * (d[:, :, None] - d[:, None]) ** 2
+    return {
+        "ce": (1 - c.r) * nll(z, c.labels).sum() / c.N,
+        "kd": c.r * pairs.sum() / 4 / c.N,
+    }
+
+
+def _toolkit(x: Any, c: Any) -> Terms:
+    z = x.h @ x.W.T
+    return {
+        "ce": nll(z, c.labels).sum() / c.N,
+        "kd": 100 * kl(c.ht @ c.Wt.T / 10, z / 10).sum() / c.N,
+    }
+
+
+def _hidden(x: Any, c: Any) -> Terms:
+    terms = _logit(kl)(x, c)
+    found = x.h @ x.parts["fit.weight"].T + x.parts["fit.bias"]
+    return {**terms, "hidden": c.r * ((found - c.ht) ** 2).mean(-1).sum() / c.N}
+
+
 GOLDENS: dict[str, Golden] = {
     "kl": _logit(kl),
+    "abkd": _logit(_alpha_beta(0.2, 0.7)),
+    "csd": _concrete_score,
+    "glmkd-kd": _toolkit,
+    "hidden-mse": _hidden,
     "rkl": _logit(lambda p, q: kl(q, p)),
     "dskd-v1": _dual_v1,
     "dskd-v2": _dual_v2,

@@ -21,6 +21,10 @@ SETTINGS: list[tuple[str, dict[str, float]]] = [(name, {}) for name in divergenc
     ("jsd@distillm", {"beta": 0.9}),
     ("skl", {"alpha": 0.4}),
     ("srkl", {"alpha": 0.4}),
+    ("abkd", {"alpha": 1.3, "beta": 0.5}),
+    ("abkd", {"alpha": 0.0}),
+    ("abkd", {"beta": 0.0}),
+    ("abkd", {"alpha": 0.0, "beta": 0.0}),
 ]
 
 
@@ -58,7 +62,35 @@ def akl(p: np.ndarray, q: np.ndarray, official: bool) -> float:
     return share * kl(p, q) + (1 - share) * kl(q, p)
 
 
-def expected(name: str, p: np.ndarray, q: np.ndarray, beta: float = 0.5, alpha: float = 0.1) -> float:
+def alpha_beta(p: np.ndarray, q: np.ndarray, a: float, b: float) -> float:
+    """The integral over the path that defines it: no special cases, so the limits come out by themselves.
+
+    q_i -> r: d/dr of the summand is r^(b-1) (r^a - p^a) / a = r^(b-1) int_0^log(r/p) p^a e^(a t) dt.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    total = 0.0
+    for one, other in zip(p, q, strict=True):
+        length = np.log(other / one)  # r = p e^x, x from 0 to length
+        x = length * (nodes + 1) / 2
+        inner = [one**a * np.sum(weights * np.exp(a * y * (nodes + 1) / 2)) * y / 2 for y in x]
+        total += np.sum(weights * (one * np.exp(x)) ** b * np.array(inner)) * length / 2
+    return float(total)
+
+
+def concrete_score(p: np.ndarray, q: np.ndarray, kind: str) -> float:
+    d = np.log(q) - np.log(p)
+    u = {"ss": q, "us": np.full_like(q, 1 / len(q)), "ts": p}[kind]
+    return sum(u[i] * q[j] * (d[i] - d[j]) ** 2 for i in range(len(q)) for j in range(len(q))) / 4
+
+
+def expected(
+    name: str, p: np.ndarray, q: np.ndarray, beta: float | None = None, alpha: float | None = None
+) -> float:
+    if name == "abkd":
+        return alpha_beta(p, q, 0.2 if alpha is None else alpha, 0.7 if beta is None else beta)
+    if name.startswith("csd"):
+        return concrete_score(p, q, name[4:])
+    beta, alpha = 0.5 if beta is None else beta, 0.1 if alpha is None else alpha
     if name == "jsd@distillm":
         beta = 1 - beta
     m = beta * p + (1 - beta) * q
@@ -161,6 +193,12 @@ def test_gradient_equals_finite_differences(name: str, parameters: dict[str, flo
 
         def value(z: torch.Tensor) -> torch.Tensor:
             return forward[:, 0] * kl_(z, teacher) + reverse[:, 0] * rkl_(z, teacher)
+    elif name.startswith("csd"):  # so are these
+        u, v = divergence._weights(student.log_softmax(-1), teacher.log_softmax(-1))  # type: ignore[attr-defined]
+
+        def value(z: torch.Tensor) -> torch.Tensor:
+            d = z - teacher
+            return (u[:, :, None] * v[:, None] * (d[:, :, None] - d[:, None]) ** 2).sum((1, 2)) / 4
     else:
 
         def value(z: torch.Tensor) -> torch.Tensor:
@@ -255,6 +293,39 @@ def test_mirrored_jsd_meet_at_one_half() -> None:
     torch.testing.assert_close(values[0], values[2])
 
 
+@pytest.mark.parametrize(
+    ("alpha", "beta", "like"),
+    [
+        (1, 0, kl),
+        (0, 1, lambda p, q: kl(q, p)),
+        (1, 1, lambda p, q: ((p - q) ** 2).sum() / 2),
+        (0.5, 0.5, lambda p, q: 2 * ((np.sqrt(p) - np.sqrt(q)) ** 2).sum()),
+        (0, 0, lambda p, q: (np.log(p / q) ** 2).sum() / 2),
+        (2, 0, lambda p, q: (p**2 * np.log(p**2 / q**2) - p**2 + q**2).sum() / 4),
+    ],
+)
+def test_known_members_of_the_alpha_beta_family(alpha: float, beta: float, like: object) -> None:
+    p, q = np.array(P), np.array(Q)
+    found = divergences.get("abkd", alpha=alpha, beta=beta)(logits(Q), logits(P)).item()
+    assert found == pytest.approx(like(p, q), rel=1e-12)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.0, 0.7), (0.2, 0.0)])
+def test_the_alpha_beta_family_has_no_jump_at_its_limits(alpha: float, beta: float) -> None:
+    student, teacher = random_logits(17), random_logits(18)
+    limit = divergences.get("abkd", alpha=alpha, beta=beta).value_and_grad(student, teacher)
+    near = divergences.get("abkd", alpha=alpha + 1e-6, beta=beta + 1e-6).value_and_grad(student, teacher)
+    for a, b in zip(limit, near, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+def test_concrete_scores_are_half_a_variance() -> None:
+    student, teacher = random_logits(19), random_logits(20)
+    q, d = student.softmax(-1), student - teacher
+    variance = (q * d.square()).sum(-1) - (q * d).sum(-1).square()
+    torch.testing.assert_close(divergences.get("csd")(student, teacher), variance / 2)
+
+
 @pytest.mark.parametrize("name", divergences.NAMES)
 def test_no_rows(name: str) -> None:
     empty = torch.zeros(0, 5)
@@ -269,7 +340,9 @@ def test_no_rows(name: str) -> None:
 def test_names_and_defaults() -> None:
     assert divergences.get("akl").name == "akl@official"
     assert divergences.get("jsd").name == "jsd@gkd"
+    assert divergences.get("csd").name == "csd@ss"
     assert divergences.get("skl").parameters == {"alpha": 0.1}
+    assert divergences.get("abkd", alpha=1).parameters == {"alpha": 1, "beta": 0.7}
     assert divergences.get("jsd", beta=0.9).parameters == {"beta": 0.9}
     for name in divergences.NAMES:
         assert divergences.get(name).name == name
@@ -296,6 +369,10 @@ def test_entries_say_where_they_come_from() -> None:
         ("skl", {"beta": 0.5}, "alpha"),
         ("jsd", {"beta": 1.0}, "between 0 and 1"),
         ("skl", {"alpha": float("nan")}, "between 0 and 1"),
+        ("abkd", {"alpha": -0.1}, "alpha is at least 0"),
+        ("abkd", {"beta": float("inf")}, "finite"),
+        ("abkd", {"beta": float("nan")}, "finite"),
+        ("csd@st", {}, "csd@ss"),
     ],
 )
 def test_refusals(name: str, parameters: dict[str, float], message: str) -> None:

@@ -38,6 +38,11 @@ def test_options_are_sorted_in_the_address() -> None:
         ("dskd-v1/jsd@gkd:beta=0.5:space=student", "dskd-v1/jsd:space=student"),
         ("uld@original:weight=1.5", "uld@original"),
         ("sft", "sft"),
+        ("abkd:alpha=0.20:beta=0.5", "abkd:beta=0.5"),
+        ("dskd-v2/abkd:alpha=1:beta=0", "dskd-v2/abkd:alpha=1.0:beta=0.0"),
+        ("csd@ss:temperature=1", "csd"),
+        ("hidden-mse/kl:hidden_weight=1", "hidden-mse"),
+        ("glmkd-kd:t_squared=true:temperature=10", "glmkd-kd"),
     ],
 )
 def test_one_computation_has_one_canonical_address(address: str, canonical: str) -> None:
@@ -48,7 +53,8 @@ def test_one_computation_has_one_canonical_address(address: str, canonical: str)
 
 def test_every_promised_name_is_there() -> None:
     promised = {"sft", "seqkd", "kl", "rkl", "js", "jsd", "skl", "srkl", "akl", "tvd", "dskd-v1", "dskd-v2"}
-    assert promised | {"uld", "mined", "dskd-cma", "dskd-eta"} <= set(method.names())
+    promised |= {"uld", "mined", "dskd-cma", "dskd-eta", "abkd", "csd", "glmkd-kd", "hidden-mse"}
+    assert promised <= set(method.names())
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,10 @@ def test_every_promised_name_is_there() -> None:
         ("uld:weight=1", "no option"),
         ("dskd-v1:init=ideal", "no option"),
         ("dskd-cma:t2s_agreement=1", "no option"),
+        ("abkd:alpha=-1", "at least 0"),
+        ("csd@st", "no variant"),
+        ("glmkd-kd:rate=0.5", "no option"),
+        ("hidden-mse:hidden_weigth=2", "hidden_weight"),
     ],
 )
 def test_a_bad_address_is_refused_with_its_reason(address: str, message: str) -> None:

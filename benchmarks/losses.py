@@ -9,9 +9,10 @@ hidden states, of three computations:
 - padded: bfloat16 again, over every position of the padded batch, masked, as released codes do;
 - trl-chunked: TRL's chunked divergence kernel (for ``kl``, where ``pip install -e '.[peers]'`` was run).
 
-Each runs in a process of its own, which reports the median time of a step (by the clock, and of all
-threads of the process: the second suffers less from neighbours) and the peak memory it took beyond
-models, states and everything a method builds once. Times compare only within one run.
+Each runs in a process of its own, which reports the time of its fastest step after one to warm up (by
+the clock, and of all threads of the process: the second suffers less from neighbours) and the peak
+memory it took beyond models, states and everything a method builds once. Times compare only within one
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Measurement:
 
     shape: Shape
     kind: str
-    seconds: float  #: median of the repeats
+    seconds: float  #: fastest of the repeats
     cpu_seconds: float  #: the same, of all threads together
     extra_mib: float  #: peak beyond the inputs
     loss: float
@@ -251,7 +251,7 @@ def measure(shape: Shape, kind: str, repeats: int) -> Measurement:
     losses: list[float] = []
     reset_peak()
     before = memory("VmRSS")
-    for _ in range(max(1, repeats)):
+    for _ in range(1 + repeats):
         with torch.no_grad():
             if losses:
                 problem.w_s.mul_(1.01)  # as an optimiser would: what is kept from step to step is out of date
@@ -264,7 +264,7 @@ def measure(shape: Shape, kind: str, repeats: int) -> Measurement:
         cpu_seconds.append(time.process_time() - cpu_start)
         losses.append(float(total.detach()))
     extra = memory("VmHWM") - before
-    times = statistics.median(seconds), statistics.median(cpu_seconds)
+    times = min(seconds[1:]), min(cpu_seconds[1:])
     return Measurement(shape, kind, *times, extra, losses[0], problem.kept)
 
 
@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     summary = str(__doc__).split("\n\n", maxsplit=1)[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=summary)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements, with the machine")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps per computation (padded: 1)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps per computation (padded: 1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parts = {"padded": "the padded computation (12 GB)", "cross": "two vocabularies", "sweep": "the sweep"}
     for name, what in parts.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dskd.projectors import PseudoInverse, ideal_projector, transfer
+from dskd.projectors import CHUNK, PseudoInverse, ideal_projector, transfer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,8 @@ class IdealProjectors(nn.Module):
         changed head shows in its product with a random vector, V d multiply-adds; its version counter
         does not tell, since fused optimisers leave that alone.
         """
-        seen = head.to(self.probe.dtype) @ self.probe
+        rows = head.split(CHUNK)  # of a bfloat16 head, only a few thousand are widened at a time
+        seen = torch.cat([part.to(self.probe.dtype) @ self.probe for part in rows])
         if self._built is None or not torch.equal(seen, self._built[0]):
             self._built = seen, transfer(self._common(head), self.inverse)
         return self._built[1]

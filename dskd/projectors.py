@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RTOL = 1e-6  #: singular values below this share of the largest are zero
-_CHUNK = 4096  #: vocabulary rows converted to double precision at a time
+CHUNK = 4096  #: vocabulary rows converted to another precision at a time
 
 
 class PseudoInverse:
@@ -51,8 +51,8 @@ class PseudoInverse:
     def rows(self, dtype: torch.dtype | None = None) -> Tensor:
         """head G^+ (V, w), that is pinv(head).T, in ``dtype`` (default: the head's)."""
         out = torch.empty_like(self.head, dtype=dtype or self.head.dtype)
-        for start in range(0, len(out), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(out), CHUNK):
+            part = slice(start, start + CHUNK)
             out[part] = (self.head[part].double() @ self.inverse_gram).to(out.dtype)
         return out
 
@@ -60,8 +60,8 @@ class PseudoInverse:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left.T @ right in float64, converting a few thousand rows at a time."""
     out = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for start in range(0, len(left), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(left), CHUNK):
+        part = slice(start, start + CHUNK)
         out.addmm_(left[part].double().T, right[part].double())
     return out
 
@@ -93,7 +93,7 @@ def transfer(head: Tensor, inverse_rows: Tensor) -> Tensor:
         raise ValueError(f"heads of {len(head)} and {len(inverse_rows)} rows; pass matching rows")
     precision = torch.float64 if inverse_rows.dtype == torch.float64 else torch.float32
     out = torch.zeros(head.shape[1], inverse_rows.shape[1], dtype=precision, device=head.device)
-    for start in range(0, len(head), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(head), CHUNK):
+        part = slice(start, start + CHUNK)
         out += head[part].to(inverse_rows.dtype).T @ inverse_rows[part]
     return out

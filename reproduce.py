@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from harness.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from harness.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # so early that nothing had begun
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

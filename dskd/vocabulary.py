@@ -8,6 +8,7 @@ so that tokens of any two tokenizers can be compared exactly. Nothing here impor
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -248,7 +249,7 @@ class VocabularyPair:
 
     def _cache_path(self, folder: Path) -> Path:
         key = f"{EDIT_DISTANCE_VERSION} {self.student.fingerprint} {self.teacher.fingerprint}"
-        return folder / f"edit-distance-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        return folder / f"edit-distance-{hashlib.sha256(key.encode()).hexdigest()[:32]}.map"
 
 
 def edit_distance_map(student: Vocabulary, teacher: Vocabulary, translation: np.ndarray) -> np.ndarray:
@@ -323,9 +324,13 @@ def distances(left: list[bytes], right: list[bytes], *, workers: int = 1) -> np.
 
 
 def _read_map(path: Path, size: int) -> np.ndarray | None:
+    """The map behind its own SHA-256; None where it is absent or not what was written."""
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, or cut short by whoever wrote it
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            return None
+        found = np.load(io.BytesIO(raw[32:]), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
         return None
     return found if found.shape == (size,) and found.dtype == np.int64 else None
 
@@ -336,7 +341,9 @@ def _write_map(path: Path, found: np.ndarray) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.save(file, found)
+            buffer = io.BytesIO()
+            np.save(buffer, found)
+            file.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor
 
 from evals.prompts import encode_prompts
+
+
+class BrokenModelError(RuntimeError):
+    """A model that computes NaN or infinity; it has no score."""
 
 
 class DecodingLike(Protocol):
@@ -267,7 +272,10 @@ class _Batch:
             logits_to_keep=1,
         )
         # rows of the head that no token id reaches get no probability
-        return output.logits[:, -1, : self.reachable].float()
+        logits: Tensor = output.logits[:, -1, : self.reachable].float()
+        if not math.isfinite(logits.max().item()):  # the maximum of what holds NaN is NaN
+            raise BrokenModelError("the model's logits are not numbers, so its answers would mean nothing")
+        return logits
 
 
 def _ban(logits: Tensor, banned: Sequence[Sequence[int]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -27,12 +26,13 @@ from evals.suites import Item, Suite
 from harness import data, locate, models, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
+from harness.files import intact, seal, write_whole
 from harness.models import LoadedModel, Progress
 from harness.pairs import PairSpec
 from harness.provenance import provenance
 from harness.store import Store
 from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
-from harness.train import Trained, Trainer, load_checkpoint, save_checkpoint
+from harness.train import CHECKPOINT, Trained, Trainer, load_checkpoint, save_checkpoint
 
 #: SeqKD's answers are the teacher's most likely ones, as near to Kim & Rush's mode as greedy search comes.
 SEQKD_DECODING = Decoding(temperature=0.0, seeds=(0,))
@@ -136,6 +136,8 @@ class _Walk:
         paired, states = self._data(student, method, settings, teacher)
         parts = self._parts(student, teacher, method)
         rule = self._checkpoint_rule(student, settings)
+        if not rule.resumes():
+            (self.work / CHECKPOINT).unlink(missing_ok=True)
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
             self.context.progress, rule.at_epoch_end if settings.checkpoint != "last" else None,
@@ -295,22 +297,16 @@ class _Walk:
     ) -> tuple[list[str], float]:
         """Texts of one suite and decoding seed, kept in the work folder: a kill costs one suite at most."""
         file = self.work / f"{run.name}-{seed}.json"
-        try:
+        if intact(file):
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if len(kept["texts"]) == len(items):
-                return kept["texts"], float(kept["seconds"])
-        except (OSError, ValueError, KeyError):
-            pass
+            return kept["texts"], float(kept["seconds"])
         started = time.monotonic()
         texts = self._generate(
             model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt()
         )
         seconds = time.monotonic() - started
-        self.work.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".part").write_text(
-            json.dumps({"texts": texts, "seconds": seconds}), encoding="utf-8"
-        )
-        os.replace(file.with_suffix(".part"), file)
+        write_whole(file, json.dumps({"texts": texts, "seconds": seconds}).encode())
+        seal(file)
         return texts, seconds
 
     def _scored(self, suite: Suite, items: Sequence[Item], texts: list[str], seed: int) -> dict[str, Any]:
@@ -340,6 +336,8 @@ class _Walk:
                 "accumulation": -(-settings.batch // settings.micro_batch),
                 "heads": "reference" if self.context.reference else "tiled",
             }
+            if trained.divergence:
+                training["diverged"] = trained.divergence
         return {
             "schema": 1,
             "cell": self.cell.id,

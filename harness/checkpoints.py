@@ -19,6 +19,10 @@ class CheckpointRule(Protocol):
 
     def at_epoch_end(self, epoch: int) -> None: ...
 
+    def resumes(self) -> bool:
+        """Whether a training may go on from its own checkpoint, so far as this rule is concerned."""
+        ...
+
     def finish(self) -> str:
         """Put the chosen weights into the model; says which were chosen."""
         ...
@@ -32,6 +36,10 @@ class Last:
 
     def at_epoch_end(self, epoch: int) -> None:
         """Nothing to do."""
+
+    def resumes(self) -> bool:
+        """See CheckpointRule."""
+        return True
 
     def finish(self) -> str:
         """See CheckpointRule."""
@@ -55,6 +63,10 @@ class BestDevRouge:
         known = load_checkpoint(self.file)
         if known is None or score > known["score"] or known["epoch"] == epoch:
             save_checkpoint(self.file, {"score": score, "epoch": epoch, "weights": self._weights()})
+
+    def resumes(self) -> bool:
+        """Not without the best weights so far: an epoch that is over is not scored again."""
+        return load_checkpoint(self.file) is not None
 
     def _weights(self) -> dict[str, Any]:
         names = {name for name, p in self.model.named_parameters() if p.requires_grad}

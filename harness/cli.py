@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _heed_signals()
     try:
         return _serve(options, arguments)
     except INPUT_ERRORS as error:
@@ -56,10 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, say `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"reproduce.py: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _heed_signals() -> None:
+    """A polite kill and a closed terminal count as Ctrl-C; under nohup the latter stays ignored."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite kill counts as Ctrl-C."""
+    """See _heed_signals."""
     raise KeyboardInterrupt
 
 

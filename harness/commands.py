@@ -13,6 +13,7 @@ from pathlib import Path
 from dskd import method
 from harness import estimate, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
+from harness.files import write_whole
 from harness.plan import Plan, Request
 from harness.pool import Outcome
 from harness.store import Store, StoreError
@@ -92,10 +93,7 @@ def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], option
         print(report.render(shown, request.scale, found[table.id], info, style, width, color=_colour(style)))
         if not (request.methods or request.pairs or request.seeds or request.budget or request.teacher):
             file = report.path(store.root, request.scale, table.id)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(
-                report.render(shown, request.scale, found[table.id], info, "md"), encoding="utf-8"
-            )
+            write_whole(file, report.render(shown, request.scale, found[table.id], info, "md").encode())
     for line in planned.absent:
         _say(f"not run: {line}")
 
@@ -143,7 +141,8 @@ def dry_run(request: Request, options: Options) -> int:
 
 
 def _cost(step: plan.Step) -> str:
-    return f"to run, about {duration(step.seconds)}" if step.seconds else "to run"
+    said = f"to run, about {duration(step.seconds)}" if step.seconds else "to run"
+    return f"{said}; {step.reason}" if step.reason else said
 
 
 def _print_paper(planned: Plan) -> None:

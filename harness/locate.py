@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from harness.cells import Cell
+from harness.files import known_hash
 
 Progress = Callable[[str, float], None]
 
@@ -34,7 +36,21 @@ def model(ref: str, cache: Path, progress: Progress) -> Path:
     found = sources.resolve(ref, cache)
     if found.path is None:
         raise FileNotFoundError(f"{ref} is not here; {found.remedy}")
+    for file, sha256 in _vouched(found.path, found.sha256).items():
+        if known_hash(file) != sha256:
+            raise sources.SourceError(
+                f"{file} was changed after it was made (SHA-256 differs); "
+                f"remove its folder and run: python reproduce.py --fetch {ref}"
+            )
     return found.path
+
+
+def _vouched(folder: Path, sha256: str | None) -> dict[Path, str]:
+    """Weights whose hash is known: those made here, and the hub's, which are links to files named by it."""
+    if sha256 is not None:
+        return {folder / "model.safetensors": sha256}
+    links = {file: file.resolve().name for file in folder.glob("*.safetensors") if file.is_symlink()}
+    return {file: name for file, name in links.items() if re.fullmatch("[0-9a-f]{64}", name)}
 
 
 def data_root(scale: str, cache: Path, given: Path | None) -> Path:

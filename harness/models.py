@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dskd.batch import Side
 from dskd.vocabulary import Vocabulary
 from harness.cells import Lora
+from harness.files import file_hash, write_whole
 
 Progress = Callable[[str, float], None]
 
@@ -122,26 +123,22 @@ def fingerprint(path: Path) -> str:
     memo = path / ".fingerprint"
     try:
         known = json.loads(memo.read_text())
-        if known["stamp"] == stamp:
+        if known["check"] == _check(stamp, known["sha256"]):
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or not whole: the hash is computed
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    _remember(memo, {"stamp": stamp, "sha256": digest.hexdigest()})
-    return digest.hexdigest()
+        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
+    found = digest.hexdigest()
+    with contextlib.suppress(OSError):  # a folder that may only be read: computed again next time
+        write_whole(memo, json.dumps({"sha256": found, "check": _check(stamp, found)}).encode())
+    return found
 
 
-def _remember(memo: Path, content: dict[str, Any]) -> None:
-    part = memo.with_name(f"{memo.name}.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(content))
-        os.replace(part, memo)
-    except OSError:  # a read-only model folder is fine; the hash is computed again next time
-        return
+def _check(stamp: list[list[Any]], sha256: str) -> str:
+    """Binds a remembered hash to the files it is of, and tells when the memory itself was damaged."""
+    return hashlib.sha256(json.dumps([stamp, sha256]).encode()).hexdigest()
 
 
 def describe(path: Path, ref: str) -> dict[str, Any]:

@@ -52,12 +52,12 @@ State = Literal["done", "run", "refused"]
 
 @dataclass
 class Step:
-    """A cell with its state. A refused one has the reason."""
+    """A cell with its state."""
 
     cell: Cell
     pair: PairSpec
     state: State
-    reason: str = ""
+    reason: str = ""  #: why a refused one cannot run, or how the last run of an open one failed
     seconds: float = 0.0  #: estimate; 0 where there is nothing to do or to go by
     rows: list[str] = field(default_factory=list)  #: "table side/method", wherever it is shown
 
@@ -429,6 +429,7 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
         elif reason := _obstacle(step, request):
             step.state, step.reason = "refused", reason
         else:
+            step.reason = f"failed before: {record['reason']}" if record is not None else ""
             open_steps.append(step)
     if open_steps:
         history = History.of(_readable(store, request.scale))

@@ -13,15 +13,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
+
+#: What torch says when memory runs out, on a CPU and on a GPU.
+_EXHAUSTED = ("can't allocate memory", "out of memory")
 
 ATTEMPTS = 2  #: a job whose worker dies is tried once more
 BUSY_WAIT = 1.0  #: seconds until a job that another command holds is asked for again
@@ -153,7 +157,16 @@ class Pool:
         else:
             worker.job = None
             outcomes[job.key] = Outcome(kind == "done", *rest)
+            if kind == "exhausted":
+                self._retire(worker)
             listener.finished(worker.number, job, outcomes[job.key])
+
+    def _retire(self, worker: _Worker) -> None:
+        """End a worker that ran out of memory: what it could not give back would fail the next job too."""
+        del self._workers[worker.number]
+        _kill(worker, signal.SIGKILL)
+        worker.process.join(STOP_GRACE)
+        worker.pipe.close()
 
     def _bury(
         self,
@@ -194,23 +207,38 @@ class Pool:
         return self._workers[number]
 
     def stop(self) -> None:
-        """End all workers and whatever they started, first politely."""
+        """End all workers and whatever they started, first politely. A second Ctrl-C does not disturb it."""
         workers = list(self._workers.values())
         self._workers.clear()
-        for worker in workers:
-            _kill(worker, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE
-        for worker in workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            _kill(worker, signal.SIGKILL)
-            worker.process.join(STOP_GRACE)
-            worker.pipe.close()
+        with _undisturbed():
+            for worker in workers:
+                _kill(worker, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_GRACE
+            for worker in workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+                _kill(worker, signal.SIGKILL)
+                worker.process.join(STOP_GRACE)
+                worker.pipe.close()
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and polite kills are let pass for a moment (they can only come to the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _kill(worker: _Worker, number: signal.Signals) -> None:
@@ -259,7 +287,10 @@ def _redirect(log: str) -> None:
     """Send what libraries print, C code included, to the worker's log."""
     sys.stdout.flush()
     sys.stderr.flush()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # a full disk, say: the job itself will tell
+        handle = os.open(os.devnull, os.O_WRONLY)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
@@ -275,10 +306,18 @@ def _do(function: str, arguments: tuple[Any, ...], progress: Callable[[str, floa
     except BrokenPipeError:
         raise
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        text = " ".join(str(error).split()) or "no message"
-        return ("failed", f"{type(error).__name__}: {text}"[:500])
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
+            sys.stderr.flush()
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    """How a job failed, in one line; "exhausted" where memory ran out."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"[:500]
+    if isinstance(error, MemoryError) or any(words in text for words in _EXHAUSTED):
+        return ("exhausted", f"out of memory; fewer cells side by side (--jobs) need less ({text})")
+    return ("failed", text)
 
 
 def _reporter(pipe: Connection) -> Callable[[str, float], None]:

@@ -217,6 +217,11 @@ def _row_notes(result: TableVerdict) -> list[str]:
             said = {"partial": "partly run", "failed": "failed", "not run": "not run"}[row.state]
             reasons.setdefault(f"{said}: {row.reason}", []).append(f"{row.row.side}/{row.row.label}")
     notes = [f"{', '.join(rows)} {reason}" for reason, rows in reasons.items()]
+    notes += [
+        f"{row.row.side}/{row.row.label} diverged in training, {'; '.join(row.diverged)}"
+        for row in result.rows.values()
+        if row.diverged
+    ]
     data = sorted({state for row in result.rows.values() for state in row.data})
     return notes + ([f"training data: {'; '.join(data)}"] if data else [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -16,8 +17,8 @@ from harness import pairs
 from harness.cells import Cell
 from harness.plan import Plan, Step
 from harness.pool import Busy, Job, Listener, Outcome, Pool
-from harness.provenance import cores, gpus, memory_bytes
-from harness.store import Store
+from harness.provenance import cores, gpus, memory_bytes, provenance
+from harness.store import SCHEMA, Store, StoreError
 
 Progress = Callable[[str, float], None]
 Compute = Callable[[Cell, "Settings", Progress], dict[str, Any]]
@@ -70,7 +71,37 @@ def execute(plan: Plan, settings: Settings, jobs: int, listener: Listener) -> di
         blocked = {step.cell.id: reason for step in steps if (reason := _broken_model(step, broken))}
         ready = [_cell_job(step, settings) for step in steps if step.cell.id not in blocked]
         outcomes = workers.run(ready, listener)
-    return outcomes | {key: Outcome(False, reason) for key, reason in blocked.items()}
+    outcomes |= {key: Outcome(False, reason) for key, reason in blocked.items()}
+    _keep_failures(steps, outcomes, settings)
+    return outcomes
+
+
+def _keep_failures(steps: Sequence[Step], outcomes: Mapping[str, Outcome], settings: Settings) -> None:
+    """A record for every failed cell, with the reason; the cell's next run replaces it."""
+    store = Store(settings.results)
+    for step in steps:
+        outcome = outcomes[step.cell.id]
+        if not outcome.ok:
+            # no room for it, or another command has finished the cell meanwhile
+            with contextlib.suppress(OSError, StoreError):
+                store.put(failed_record(step.cell, outcome.reason, settings.command))
+
+
+def failed_record(cell: Cell, reason: str, command: str) -> dict[str, Any]:
+    """The record of a cell that has no scores."""
+    return {
+        "schema": SCHEMA,
+        "cell": cell.id,
+        "spec": cell.as_dict(),
+        "status": "failed",
+        "reason": reason,
+        "scores": {},
+        "training": None,
+        "models": {},
+        "data": [],
+        "provenance": provenance(command),
+        "cost": {},
+    }
 
 
 def _build_job(ref: str, settings: Settings) -> Job:
@@ -96,8 +127,11 @@ def build(ref: str, settings: Settings, progress: Progress) -> None:
     tiny.build(ref, settings.cache, progress)
 
 
-def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> None:
-    """See that a cell's record is in the store. Raises Busy while another process works on it."""
+def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
+    """See that a cell's record is in the store; what a user should hear of it, if anything.
+
+    Raises Busy while another process works on it.
+    """
     cell, store = Cell.from_dict(spec), Store(settings.results)
     lock = store.lock(cell.id, timeout=0)
     try:
@@ -107,10 +141,13 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> None
     try:
         known = store.get(cell.id)
         if known is None or known["status"] != "done":
-            store.put(_function(settings.compute)(cell, settings, progress))
+            known = _function(settings.compute)(cell, settings, progress)
+            store.put(known)
         shutil.rmtree(store.work(cell.id), ignore_errors=True)
     finally:
         lock.release()
+    diverged = (known["training"] or {}).get("diverged")
+    return f"training diverged: {diverged}" if diverged else ""
 
 
 def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:

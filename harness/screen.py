@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -53,10 +54,13 @@ class Screen:
         if self._bars:
             self._bars.finish(worker)
         end = f"done in {took}" if outcome.ok else f"FAILED: {outcome.reason}"
+        if outcome.ok and outcome.value:
+            end += f"; {outcome.value}"
         self._say(f"[{self.done}/{self.total}] {job.title}: {end}")
 
     def _say(self, line: str, *, shown: bool = True) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._log, flush=True)
+        with contextlib.suppress(OSError):  # a full disk takes no log, but that ends no run
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._log, flush=True)
         if shown and self._bars:
             self._bars.say(line)
         elif shown:
@@ -72,7 +76,8 @@ class Screen:
     ) -> None:
         if self._bars:
             self._bars.stop()
-        self._log.close()
+        with contextlib.suppress(OSError):
+            self._log.close()
 
 
 class _Bars:

@@ -10,14 +10,14 @@ import gzip
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from harness.files import write_whole
 
 SCHEMA = 1
 
@@ -113,7 +113,7 @@ class Store:
                     what = _first_difference(core(old), core(record))
                     raise StoreError(f"{path} holds other results for this cell: {what}")
             signed = {**record, "sha256": checksum(record)}
-            _write(path, (json.dumps(signed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+            write_whole(path, (json.dumps(signed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
         return path
 
     def all(self, scale: str | None = None) -> Iterator[dict[str, Any]]:
@@ -152,7 +152,7 @@ class Store:
         name = f"{_name(suite, 'suite')}-{int(seed)}.jsonl.gz"
         path = self.root / "generations" / _name(scale, "scale") / cell_id / name
         data = gzip.compress(b"".join(canonical(row) + b"\n" for row in rows), compresslevel=9, mtime=0)
-        _write(path, data)
+        write_whole(path, data)
         return {"path": path.relative_to(self.root).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
 
     def read_generations(self, reference: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -269,33 +269,6 @@ def _name(text: str, what: str) -> str:
     if not isinstance(text, str) or not _NAME.fullmatch(text):
         raise StoreError(f"{text!r} is no {what} name")
     return text
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write whole or not at all: a reader, or a crash, never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # elsewhere a folder cannot be opened for this
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:

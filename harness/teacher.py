@@ -26,6 +26,7 @@ from torch import Tensor
 from dskd.batch import Side
 from dskd.vocabulary import Vocabulary
 from harness.data import Encoded, pack
+from harness.files import file_hash, intact, seal, write_whole
 from harness.models import LoadedModel, Progress, fingerprint, load
 from harness.versions import TRAINER
 
@@ -107,12 +108,13 @@ def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype) -> Side:
     vocabulary = Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(path))
     file = cache / "teacher" / f"side-{fingerprint(path)[:20]}-{str(dtype).split('.')[1]}.safetensors"
     with _locked(file):
-        if not file.exists():
+        if not intact(file):
             side = load(path, ref, dtype).side()
             tied = side.head.data_ptr() == side.embedding.data_ptr()
             matrices = {"head": side.head} if tied else {"head": side.head, "embedding": side.embedding}
             save_file({k: v.detach().contiguous() for k, v in matrices.items()}, f"{file}.part")
             os.replace(f"{file}.part", file)
+            seal(file)
     matrices = load_file(file)
     return Side(matrices["head"], matrices.get("embedding", matrices["head"]), vocabulary)
 
@@ -137,15 +139,14 @@ def _open(folder: Path, offsets: np.ndarray) -> StoredStates | None:
     meta, file = folder / "meta.json", folder / "hidden.bin"
     try:
         known = json.loads(meta.read_text())
-        with file.open("rb") as stream:
-            intact = hashlib.file_digest(stream, "sha256").hexdigest() == known["sha256"]
-    except (OSError, ValueError, KeyError):
+        shape = (int(offsets[-1]), int(known["width"]))
+        whole = file.stat().st_size == 2 * shape[0] * shape[1] and file_hash(file) == known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not intact:
+    if not whole:
         warnings.warn(f"{file}: contents do not match their hash; rebuilding", stacklevel=3)
         return None
-    data = np.memmap(file, dtype=np.int16, mode="r", shape=(int(offsets[-1]), known["width"]))
-    return StoredStates(data, offsets)
+    return StoredStates(np.memmap(file, dtype=np.int16, mode="r", shape=shape), offsets)
 
 
 @torch.inference_mode()
@@ -163,7 +164,8 @@ def _compute(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     file = folder / "hidden.bin"
-    data = np.memmap(file, dtype=np.int16, mode="w+", shape=(int(offsets[-1]), width))
+    _reserve(file, 2 * int(offsets[-1]) * width)
+    data = np.memmap(file, dtype=np.int16, mode="r+", shape=(int(offsets[-1]), width))
     order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
     done = 0
     for batch in _by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD):
@@ -176,12 +178,16 @@ def _compute(
         done += len(batch)
         progress("teacher states", done / len(order))
     data.flush()
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    (folder / "meta.part").write_text(
-        json.dumps({"sha256": sha256, "width": width, "tokens": int(offsets[-1])})
-    )
-    os.replace(folder / "meta.part", folder / "meta.json")
+    about = {"sha256": file_hash(file), "width": width, "tokens": int(offsets[-1])}
+    write_whole(folder / "meta.json", json.dumps(about).encode())
+
+
+def _reserve(file: Path, size: int) -> None:
+    """A file of so many bytes that are really there: a disk that fills up under a map kills the process."""
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        stream.truncate(size)
 
 
 def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -201,12 +207,13 @@ def teacher_texts(
 ) -> list[tuple[str, bool]]:
     """The teacher's answers to the training prompts (SeqKD), each with whether it came to its end; kept."""
     with _locked(file):
-        if not file.exists():
+        if not intact(file):
             texts = write()
             Path(f"{file}.part").write_text(
                 "".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8"
             )
             os.replace(f"{file}.part", file)
+            seal(file)
     texts = [(text, ended) for text, ended in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
     if len(texts) != count:
         raise ValueError(f"{file}: {len(texts)} texts for {count} prompts")

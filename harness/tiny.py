@@ -7,6 +7,7 @@ fine-tuned on the training instructions and its teacher (docs/tiny.md).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from filelock import FileLock
 
 from dskd.lazy import torch
 from evals import world as town
+from harness import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,18 +113,33 @@ def _key(recipe: Recipe) -> str:
 
 
 def _once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """``folder``, made by ``make`` if it is not there; it appears whole or not at all."""
-    if folder.is_dir():
+    """``folder``, made by ``make`` if it is not there as it was made; it appears whole or not at all."""
+    if _sound(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if not _sound(folder):
             half = folder.with_name(f"{folder.name}.part")
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
             make(half)
+            files.seal_folder(half)
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
     return folder
+
+
+def _sound(folder: Path) -> bool:
+    """Whether a folder is there and its files are what they were; one without a seal gets one."""
+    if not folder.is_dir():
+        return False
+    damaged = files.damaged_in(folder)
+    if damaged is None:
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            files.seal_folder(folder)
+    elif damaged:
+        warnings.warn(f"{folder}: {', '.join(damaged)} changed on disk; it is made anew", stacklevel=2)
+    return not damaged
 
 
 # Tokenizers

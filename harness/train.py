@@ -6,8 +6,9 @@ import hashlib
 import io
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,18 @@ from harness.models import LoadedModel, Progress, trainable
 from harness.teacher import HiddenStates
 
 CURVE_POINTS = 50
+CHECKPOINT = "checkpoint.pt"
 #: A kill costs at most so much training; more on a slow disk, less in a test.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("DSKD_CHECKPOINT_SECONDS", "20"))
 
 
+#: A training that ends is said to have diverged when its mean loss over the last tenth of its steps is more
+#: than so many times that over the first tenth. The score stands, with the word beside it.
+DIVERGENCE = 2.0
+
+
 class DivergedError(RuntimeError):
-    """The loss stopped being a number; the message has the step, the terms and the examples."""
+    """The loss or the weights stopped being numbers; the message has the step, the terms and the examples."""
 
 
 @dataclass
@@ -41,6 +48,16 @@ class Trained:
     read_tokens: int = 0  #: tokens the student read, prompts included
     seconds: float = 0.0
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    first_loss: float = 0.0  #: mean over the first tenth of the steps
+    last_loss: float = 0.0  #: mean over the last tenth
+
+    @property
+    def divergence(self) -> str:
+        """In what way the training diverged, by the rule of ``DIVERGENCE``; empty where it did not."""
+        if not 0 < self.first_loss * DIVERGENCE < self.last_loss:
+            return ""
+        ends = f"{self.last_loss:.3g} over the last tenth of the steps, {self.first_loss:.3g} over the first"
+        return f"mean loss {ends}"
 
 
 @dataclass
@@ -102,6 +119,7 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self.trained.seconds = before + time.monotonic() - started
+        self._check_weights()
         self.student.lm.eval()
         return self.trained
 
@@ -119,23 +137,49 @@ class Trainer:
         normaliser = self.data.response_tokens(rows)
         lengths = [len(sequence) for sequence in self.data.student]
         sums: dict[str, Tensor] = {}
+        total = 0.0
         for micro in micro_batches(rows, lengths, self.settings.micro_batch):
             loss = self.loss(micro, normaliser)
+            self._check_loss(step, loss, micro)
             loss.total.backward()
             for name, value in loss.terms.items():
                 sums[name] = sums[name] + value if name in sums else value
+            total += loss.total.item()
         parameters = trainable(self.student.lm) + trainable(self.parts)
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         if not math.isfinite(norm.item()):
-            ids = ", ".join(self.data.examples[row].id for row in rows)
-            shown = ", ".join(f"{name}={value.item():g}" for name, value in sums.items())
-            raise DivergedError(f"step {step + 1}: gradient norm is {norm.item()} ({shown}; examples {ids})")
+            raise DivergedError(f"step {step + 1}: gradient norm is {norm.item()} ({self._told(sums, rows)})")
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._count(step, total)
         self.trained.tokens += normaliser
         self.trained.read_tokens += sum(lengths[row] - 1 for row in rows)
         return sums
+
+    def _check_loss(self, step: int, loss: Loss, rows: Sequence[int]) -> None:
+        """Raise DivergedError before a loss that is no number reaches the weights."""
+        total = loss.total.item()
+        if not all(math.isfinite(value) for value in (total, *(v.item() for v in loss.terms.values()))):
+            raise DivergedError(f"step {step + 1}: the loss is {total} ({self._told(loss.terms, rows)})")
+
+    def _told(self, terms: Mapping[str, Tensor], rows: Sequence[int]) -> str:
+        shown = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+        return f"{shown}; examples {', '.join(self.data.examples[row].id for row in rows)}"
+
+    def _check_weights(self) -> None:
+        """Raise DivergedError where the last step broke the student, whose loss nobody computes any more."""
+        broken = [name for name, p in self.student.lm.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise DivergedError(
+                f"after step {self.trained.steps}: {broken[0]} holds numbers that are not finite"
+            )
+
+    def _count(self, step: int, loss: float) -> None:
+        """Keep the mean loss at both ends of the training."""
+        tenth = max(1, self.total_steps // 10)
+        self.trained.first_loss += loss / tenth if step < tenth else 0.0
+        self.trained.last_loss += loss / tenth if step >= self.total_steps - tenth else 0.0
 
     def loss(self, rows: Sequence[int], normaliser: float) -> Loss:
         """Forward one micro-batch and hand both views to the method."""
@@ -185,11 +229,11 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        save_checkpoint(self.work / "checkpoint.pt", self._state())
+        save_checkpoint(self.work / CHECKPOINT, self._state())
 
     def _restore(self) -> float:
         """Load the checkpoint, if an intact one exists; returns the seconds already spent."""
-        state = load_checkpoint(self.work / "checkpoint.pt")
+        state = load_checkpoint(self.work / CHECKPOINT)
         if state is None:
             return 0.0
         self.student.lm.load_state_dict(state["student"], strict=False)
@@ -224,6 +268,6 @@ def load_checkpoint(file: Path) -> dict[str, Any] | None:
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:
             return None
         state: dict[str, Any] = torch.load(io.BytesIO(raw[32:]), weights_only=True)
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError):
         return None
     return state

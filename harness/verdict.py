@@ -65,6 +65,7 @@ class RowVerdict:
     recovered: Estimate | None  #: share of the gap student -> teacher, percent
     cost: Cost | None
     data: tuple[str, ...]  #: training data that is not exactly the published one, "name: state"
+    diverged: tuple[str, ...] = ()  #: trainings that did (harness/train.py has the rule), "seed N: how"
     sample: Sample | None = field(repr=False, default=None)
 
 
@@ -181,6 +182,7 @@ def _judge_row(
         recovered=_recovered(row, samples),
         cost=statistics.cost(records) if records else None,
         data=lowered,
+        diverged=_diverged(records),
         sample=sample,
     )
 
@@ -217,6 +219,11 @@ def _published(row: Row) -> tuple[PublishedRow | None, str]:
     if row.published:
         return None, f"published figure unknown: {why_unknown(row.published[0])}"
     return None, "no paper gives a figure for this row"
+
+
+def _diverged(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    said = {record["spec"]["seed"]: (record.get("training") or {}).get("diverged") for record in records}
+    return tuple(f"seed {seed}: {how}" for seed, how in sorted(said.items()) if how)
 
 
 def _not_exact(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from evals.decoding import choose, generate, generate_ids, uniforms
+from evals.decoding import BrokenModelError, choose, generate, generate_ids, uniforms
 from evals.suites import Item
 
 
@@ -267,3 +267,11 @@ def test_text_is_what_encoding_it_as_a_response_gives_back(shared_data: Path, na
             (text,) = generate(parrot, tokenizer, [Item("x", "Q", ())], replace(GREEDY, max_new_tokens=40), 0)
         assert text == tokenizer.decode(parrot.ids)  # LLaMA's own round trip loses a leading blank
         assert text.strip() == answer.strip()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_model_writes_nothing(student_folder: Path, temperature: float) -> None:
+    model = LlamaForCausalLM.from_pretrained(student_folder)
+    model.get_output_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(BrokenModelError, match="not numbers"):
+        generate(model, byte_level_tokenizer(), ITEMS[:2], Settings(temperature=temperature), 1)

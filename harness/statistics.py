@@ -282,8 +282,10 @@ class Cost:
 
     train_seconds: float | None
     decode_seconds: float | None
-    tokens_per_second: float | None
+    tokens_per_second: float | None  #: read by the student in training, prompts included
     peak_rss_mb: float | None
+    peak_is_bound: bool  #: the peak is that of a process that ran other cells before: at most so much
+    teacher_passes: float | None  #: how often the teacher read the training texts
 
 
 def cost(records: Sequence[Mapping[str, Any]]) -> Cost:
@@ -293,4 +295,11 @@ def cost(records: Sequence[Mapping[str, Any]]) -> Cost:
         values = [record["cost"][key] for record in records if record["cost"].get(key) is not None]
         return float(np.mean(values)) if values else None
 
-    return Cost(mean("train_seconds"), mean("decode_seconds"), mean("tokens_per_second"), mean("peak_rss_mb"))
+    return Cost(
+        mean("train_seconds"),
+        mean("decode_seconds"),
+        mean("tokens_per_second"),
+        mean("peak_rss_mb"),
+        any(record["cost"].get("peak_of") != "cell" for record in records),
+        mean("teacher_passes"),
+    )

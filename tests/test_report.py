@@ -101,6 +101,23 @@ def test_csv_reads_back(table: Table, cells: dict[str, Sequence[Entry]]) -> None
     )
     assert float(kl["low"]) < float(kl["measured"]) < float(kl["high"])
     assert kl["training_sd"] and kl["decoding_sd"]
+    assert not kl["peak_rss_mb"]
+    average = next(row for row in rows if row["method"] == "kl" and row["column"] == "avg")
+    assert (float(average["peak_rss_mb"]), average["peak_is_bound"]) == (500.0, "True")
+    assert float(average["gap_low"]) < float(average["gap_percent"]) < float(average["gap_high"])
+
+
+def test_cost_columns(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
+    """An own peak is plain, a process's is a bound; an untrained row has no training to cost anything."""
+    own = [{**entry, "cost": {**entry["cost"], "peak_of": "cell"}} for entry in cells["same/kl"]]  # type: ignore[dict-item,index]
+    text = render(table, "tiny", {**cells, "same/kl": own}, format="md")
+    costs = {
+        line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[5:]]
+        for line in text.split("| spread and cost |")[1].split("\n\n")[0].splitlines()[2:]
+    }
+    assert costs["KL"][:4] == ["10", "2", "100", "500"]
+    assert costs["SFT"][:4] == ["10", "2", "100", "≤500"]
+    assert costs["Teacher"][:4] == ["", "2", "", "≤500"]
 
 
 def test_json_holds_everything(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
@@ -111,22 +128,79 @@ def test_json_holds_everything(table: Table, cells: dict[str, Sequence[Entry]]) 
     assert data["census"]["cells"] == 156
 
 
-def test_latex_is_escaped_and_balanced(
+#: Every command the LaTeX may use: LaTeX's own, booktabs' or adjustbox's.
+KNOWN = re.compile(
+    "usepackage|begin|end|centering|small|scriptsize|footnotesize|emph|textbf|multicolumn|quad|caption|item|"
+    "toprule|midrule|bottomrule|par|noindent|textwidth|textheight|textbackslash|sim|neq|cdot|dagger|ddagger|leq"
+)
+
+
+def structure(text: str) -> list[str]:
+    """The environments as they open; fails where LaTeX would, on anything left open or out of place."""
+    bare = re.sub(r"(?m)(?<!\\)%.*$", "", text)
+    opened: list[str] = []
+    seen: list[str] = []
+    math = False
+    for token in re.findall(r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\\.|[{}$&#_^]", bare, re.DOTALL):
+        if token.startswith(("\\begin", "\\end")):
+            name = token[token.index("{") + 1 : -1]
+            if token.startswith("\\begin"):
+                opened.append(name)
+                seen.append(name)
+            else:
+                assert opened.pop() == name
+        elif len(token) > 2:
+            assert KNOWN.fullmatch(token[1:]), token
+        elif token == "{":
+            opened.append("{")
+        elif token == "}":
+            assert opened.pop() == "{"
+        elif token == "$":
+            math = not math
+        elif token in "_^":
+            assert math, "a sub- or superscript outside mathematics"
+        elif token == "&":
+            assert opened[-1] == "tabular", "a column mark outside a table"
+        elif token == "#":
+            raise AssertionError("a bare #")
+    assert not opened and not math
+    return seen
+
+
+def rows_of(text: str) -> list[int]:
+    """Cells in each row of each tabular, spanning ones counted as what they span."""
+    found = []
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(lr*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        for line in body.splitlines():
+            if line.endswith(r"\\"):
+                span = re.search(r"\\multicolumn\{(\d+)\}", line)
+                cells = int(span[1]) if span else len(re.findall(r"(?<!\\)&", line)) + 1
+                assert cells == len(columns), line
+                found.append(cells)
+    return found
+
+
+def test_latex_has_the_structure_of_latex(
     table: Table, cells: dict[str, Sequence[Entry]], tmp_path: Path
 ) -> None:
     text = render(table, "tiny", cells, {"same": "50 % & a_b {x} #1 $ ^ ~ \\"}, "tex")
     assert r"50 \% \& a\_b \{x\} \#1 \$ \^{} $\sim$ \textbackslash{}" in text
     assert text.isascii()
-    bare = re.sub(r"\\[{}]", "", text)
-    assert bare.count("{") == bare.count("}")
-    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
-    for line in body.splitlines():
-        if line.endswith(r"\\") and "multicolumn" not in line:
-            assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns)
+    assert structure(text) == ["table", "adjustbox", "tabular"] * 2 + ["itemize"]
+    counted = rows_of(text)
+    assert (
+        counted.count(len(table.columns) + 1) == 2 * len(table.rows) + 3
+    )  # a heading for each side, one for all
     if shutil.which("pdflatex"):
-        head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+        head = "\\documentclass{article}\\usepackage{booktabs,adjustbox}\\begin{document}\n"
         (tmp_path / "page.tex").write_text(head + text + "\\end{document}\n")
         subprocess.run(["pdflatex", "-interaction=batchmode", "page.tex"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("wrong", ["{", "}", "$x", "a_b", "a & b", r"\unknown", r"\begin{table}", "50 % }"])
+def test_the_structure_test_can_fail(wrong: str) -> None:
+    with pytest.raises((AssertionError, IndexError)):
+        structure(wrong if "%" not in wrong else wrong.replace("%", r"\%"))
 
 
 @pytest.mark.parametrize("format", report.FORMATS)

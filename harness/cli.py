@@ -21,6 +21,7 @@ from harness.commands import Options
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
 from harness.scales import ScaleError
+from harness.shards import Shard, ShardError
 from harness.store import StoreError
 from harness.tables import TableError
 
@@ -119,6 +120,13 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fetch", metavar="WHAT", help="small (all it needs), small:NAME, data, or a hub name"
     )
+    group.add_argument(
+        "--merge",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        help="bring the records of other --results folders into this one",
+    )
 
 
 def _which(group: argparse._ArgumentGroup) -> None:
@@ -146,6 +154,9 @@ def _which(group: argparse._ArgumentGroup) -> None:
         type=_budget,
         default={},
         help="examples=, epochs=, prompts= ..: kept in the cell",
+    )
+    group.add_argument(
+        "--shard", metavar="I/N", type=_shard, help="share I of N of the cells: for arrays of machines"
     )
 
 
@@ -217,6 +228,13 @@ def _budget(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ShardError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
@@ -230,11 +248,12 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "explain": lambda: commands.explain(options.explain, options.plugin),
         "conformance": lambda: commands.conformance(options.conformance, options.plugin),
         "fetch": lambda: commands.fetch(options.fetch, _cache(options)),
+        "merge": lambda: commands.merge(options.merge, options.results),
     }
     asked = [name for name in single if getattr(options, name) not in (None, False)]
     own = options.teacher is not None or options.student is not None
     if len(asked) + bool(options.table or own) != 1:
-        several = "--table (or --teacher and --student), --list, --explain, --conformance, --fetch"
+        several = "--table (or --teacher and --student), --list, --explain, --conformance, --fetch, --merge"
         raise PlanError(f"ask for one of {several}; see --help")
     if asked:
         return single[asked[0]]()
@@ -267,6 +286,7 @@ def _request(options: argparse.Namespace) -> Request:
         data=options.data,
         cache=_cache(options),
         reference=options.reference,
+        shard=options.shard,
     )
 
 

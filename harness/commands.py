@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dskd import method
-from harness import estimate, methods, pairs, plan, run, scales, tables
+from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.files import write_whole
 from harness.plan import Plan, Request
 from harness.pool import Outcome
+from harness.shards import Shard
 from harness.store import Store, StoreError
 from harness.tables import Table
 
@@ -42,11 +43,24 @@ def reproduce(request: Request, options: Options) -> int:
             finished = sum(store.has(step.cell.id) for step in todo)
             _say(f"stopped; {finished} of {len(todo)} cells done; run the same command to go on")
             return 130
-    _report(planned, store, outcomes, options)
+    if request.shard is None:
+        _report(planned, store, outcomes, options)
+    else:
+        _say(_share(planned, store, request.shard))
     for step, reason in run.failures(planned, outcomes):
         _say(f"failed: {step.title}: {reason}")
     whole = not run.failures(planned, outcomes) and not planned.of("refused")
     return 0 if whole else 1
+
+
+def _share(planned: Plan, store: Store, shard: Shard) -> str:
+    """What became of a share; the tables are printed when all of them are together."""
+    cells = [step.cell.id for step in planned.steps]
+    finished = sum(store.has(cell) for cell in cells)
+    return (
+        f"share {shard}: {finished} of its {len(cells)} cells have a record in {store.root}; the command "
+        "without --shard prints the tables, after --merge where shares have folders of their own"
+    )
 
 
 def _plan(request: Request, options: Options) -> tuple[Plan, Store]:
@@ -280,6 +294,20 @@ def fetch(wanted: str, cache: Path) -> int:
         _say(str(error))
         return 1
     print(f"{wanted} is under {cache}")
+    return 0
+
+
+def merge(sources: Sequence[Path], results: Path) -> int:
+    """Bring the records of other stores into this one; 2, and every reason, where that cannot be done."""
+    merged = merging.plan(Store(results), sources)
+    if merged.faults:
+        for fault in merged.faults:
+            _say(fault)
+        _say(f"nothing was merged: {len(merged.faults)} faults")
+        return 2
+    new = len(merged.new)
+    merged.carry_out()
+    print(f"{merged.read} records read, {new} of them new in {results}")
     return 0
 
 

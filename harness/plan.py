@@ -22,6 +22,7 @@ from harness.estimate import History
 from harness.methods import plugin_file
 from harness.pairs import PairSpec
 from harness.provenance import gpus
+from harness.shards import Shard
 from harness.store import Store, StoreError
 from harness.tables import Row, Side, Table
 
@@ -45,6 +46,7 @@ class Request:
     data: Path | None = None
     cache: Path = Path(".cache")
     reference: bool = False  #: plain heads instead of tiled ones
+    shard: Shard | None = None  #: the share of the cells that this command is to see to
 
 
 State = Literal["done", "run", "refused"]
@@ -105,6 +107,8 @@ def make(request: Request, store: Store) -> Plan:
         if pair is None or not _wanted(pair, row.side, request.pairs, used):
             continue
         for step in _steps(table, row, pair, request, absent):
+            if request.shard is not None and not request.shard.holds(step.cell.id):
+                continue
             known = steps.setdefault(step.cell.id, step)
             known.rows.append(f"{table.id} {row.key}")
     unused = [name for name in request.pairs if name not in used]

@@ -110,7 +110,7 @@ class Store:
                 if core(old) == core(record):
                     return path
                 if old["status"] != "failed":
-                    what = _first_difference(core(old), core(record))
+                    what = first_difference(core(old), core(record))
                     raise StoreError(f"{path} holds other results for this cell: {what}")
             signed = {**record, "sha256": checksum(record)}
             write_whole(path, (json.dumps(signed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
@@ -118,13 +118,13 @@ class Store:
 
     def all(self, scale: str | None = None) -> Iterator[dict[str, Any]]:
         """Every record (of a scale), by path. Raises StoreError at the first damaged one."""
-        for path in self._paths(scale):
+        for path in self.paths(scale):
             yield read_record(path)
 
     def check(self) -> list[str]:
         """What is wrong in the store, a line for each fault; empty when all is well. Reads every file."""
         faults = []
-        for path in self._paths(None):
+        for path in self.paths(None):
             try:
                 record = read_record(path)
                 for reference in references(record):
@@ -133,7 +133,8 @@ class Store:
                 faults.append(str(error))
         return faults
 
-    def _paths(self, scale: str | None) -> list[Path]:
+    def paths(self, scale: str | None = None) -> list[Path]:
+        """The files of all records (of a scale), unread."""
         return sorted((self.root / "records").glob(f"{_name(scale, 'scale') if scale else '*'}/*.json"))
 
     # generations
@@ -157,6 +158,13 @@ class Store:
 
     def read_generations(self, reference: Mapping[str, str]) -> list[dict[str, Any]]:
         """The rows behind ``{"path", "sha256"}``. Raises StoreError for a missing, changed or stray file."""
+        return [json.loads(line) for line in gzip.decompress(self._verified(reference)).splitlines()]
+
+    def adopt_generations(self, reference: Mapping[str, str], source: Store) -> None:
+        """Take over another store's file as it is. Raises StoreError unless it is what was referred to."""
+        write_whole(self._inside(reference["path"]), source._verified(reference))
+
+    def _verified(self, reference: Mapping[str, str]) -> bytes:
         path = self._inside(reference["path"])
         try:
             data = path.read_bytes()
@@ -164,7 +172,7 @@ class Store:
             raise StoreError(f"{path}: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != reference["sha256"]:
             raise StoreError(f"{path} is not the file its record was made from (SHA-256 differs)")
-        return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+        return data
 
     def _inside(self, relative: str) -> Path:
         check_relative(relative, "path")
@@ -271,11 +279,12 @@ def _name(text: str, what: str) -> str:
     return text
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place where two JSON values differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key) or (key in old) != (key in new):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
     return f"{where} was {str(old)[:60]}, is {str(new)[:60]}"
 
 
@@ -289,6 +298,7 @@ __all__ = [
     "check_record",
     "checksum",
     "core",
+    "first_difference",
     "read_record",
     "references",
 ]

@@ -72,11 +72,12 @@ class Problem:
         import torch
 
         from harness import data, models
+        from harness.examples import load_examples
 
         torch.manual_seed(0)
         self.task = task
         self.student = models.load(Path(task.student), task.student)
-        self.examples = data.load_examples(Path(task.data), task.examples)
+        self.examples = load_examples(Path(task.data), task.examples)
         limits = {"max_prompt": task.max_prompt, "max_length": min(task.max_length, self.student.window)}
         self.encoded = data.encode_examples(self.student.tokenizer, self.examples, **limits)
 

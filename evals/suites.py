@@ -16,17 +16,16 @@ own.
 from __future__ import annotations
 
 import difflib
-import gzip
 import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import prompts
+from evals import jsonl, prompts
 
 
 class SuiteError(ValueError):
@@ -128,7 +127,7 @@ def load_file(suite: Suite, path: Path, limit: int | None = None) -> list[Item]:
         raise SuiteError(f"suite {suite.name}: the limit must be at least 1, not {limit}")
     items: list[Item] = []
     seen: dict[str, int] = {}
-    for number, row in _rows(path):
+    for number, row in jsonl.rows(path, SuiteError):
         item = _READERS[suite.name](Row(path, number, row, suite.name))
         if item is None:
             continue
@@ -148,28 +147,6 @@ def items_hash(items: Sequence[Item]) -> str:
         row = [item.id, item.prompt, list(item.references), item.extra]
         digest.update(json.dumps(row, sort_keys=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
-        raise SuiteError(f"{path}: cannot be read ({error})") from None
-    # Only "\n" ends a line: str.splitlines would also cut at the U+2028 that some answers hold.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise SuiteError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
-        except (ValueError, RecursionError) as error:
-            raise SuiteError(f"{path}:{number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise SuiteError(f"{path}:{number}: a JSON object is needed, not {type(row).__name__}")
-        yield number, row
 
 
 @dataclass(frozen=True)

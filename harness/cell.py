@@ -26,6 +26,7 @@ from evals.suites import Item, Suite
 from harness import data, locate, models, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
+from harness.examples import Example, load_examples, text_hash
 from harness.files import intact, seal, write_whole
 from harness.meter import Meter
 from harness.models import LoadedModel, Progress
@@ -161,7 +162,7 @@ class _Walk:
         self, student: LoadedModel, method: Method, settings: Training, teacher: Side | None
     ) -> tuple[data.PairedData, HiddenStates | None]:
         """Examples as both models read them, and the teacher's states on them."""
-        examples = data.load_examples(locate.training_file(self.cell.data, self.root), settings.examples)
+        examples = load_examples(locate.training_file(self.cell.data, self.root), settings.examples)
         if method.needs.teacher_text:
             examples = self._teacher_written(examples, settings)
         window = min(settings.max_length, student.window)
@@ -192,7 +193,7 @@ class _Walk:
         method.check(same)
         return same
 
-    def _teacher_written(self, examples: list[data.Example], settings: Training) -> list[data.Example]:
+    def _teacher_written(self, examples: list[Example], settings: Training) -> list[Example]:
         """The same prompts with the teacher's own answers (SeqKD)."""
         ref = self.context.pair.teacher
         path = self.path(ref)
@@ -200,7 +201,7 @@ class _Walk:
         decoding = Decoding(
             **{**vars(SEQKD_DECODING), "max_new_tokens": room, "max_length": self.cell.decoding.max_length}
         )
-        sources = (models.fingerprint(path), data.text_hash(examples), decoding, settings.max_prompt)
+        sources = (models.fingerprint(path), text_hash(examples), decoding, settings.max_prompt)
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
         def write() -> list[tuple[str, bool]]:
@@ -221,8 +222,7 @@ class _Walk:
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
         texts = teacher_texts(file, write, len(examples))
         return [
-            data.Example(e.id, e.prompt, text, ended)
-            for e, (text, ended) in zip(examples, texts, strict=True)
+            Example(e.id, e.prompt, text, ended) for e, (text, ended) in zip(examples, texts, strict=True)
         ]
 
     @staticmethod

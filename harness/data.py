@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,66 +13,8 @@ from torch import Tensor
 from dskd.alignment import Tokens, align_all, encode
 from dskd.batch import Pairs
 from dskd.vocabulary import Vocabulary
-from evals.prompts import encode_prompts, function_prompt, maths_prompt
-
-#: MBPP's own training split, by task id (Austin et al. 2021); the rest is for testing, prompting, validation.
-MBPP_TRAINING = range(601, 975)
-
-
-class DataError(ValueError):
-    """Training data that cannot be used; the message names the file and the line."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt with its template applied, and the response to learn."""
-
-    id: str
-    prompt: str
-    response: str
-    ended: bool = True  #: False: written by a model that was cut, so no EOS follows
-
-
-def load_examples(path: Path, limit: int | None = None) -> list[Example]:
-    """Read a training file, a JSON object a line: instructions, GSM8K's or MBPP's. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line breaks raw
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    rows = (_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
-    examples = list(islice((row for row in rows if row is not None), limit))
-    if not examples:
-        raise DataError(f"{path}: no examples")
-    return examples
-
-
-def _example(path: Path, number: int, line: str) -> Example | None:
-    """One line as an example; None for one that is not for training (MBPP's other splits)."""
-    try:
-        row = json.loads(line)
-        if "prompt" in row:
-            prompt, output = row["prompt"], row["output"]
-        elif "question" in row:  # GSM8K
-            prompt, output = maths_prompt(row["question"]), row["answer"]
-        else:
-            if row.get("task_id", number) not in MBPP_TRAINING:
-                return None
-            prompt, output = function_prompt(row["text"], row["test_list"]), row["code"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        wanted = "'prompt' and 'output', 'question' and 'answer', or 'text', 'test_list' and 'code'"
-        raise DataError(f"{path}:{number}: needs a JSON object with {wanted} ({error!r})") from None
-    response = output[0] if isinstance(output, list) and output else output
-    if not isinstance(prompt, str) or not isinstance(response, str):
-        raise DataError(f"{path}:{number}: prompt and response must be text")
-    return Example(str(row.get("id", number - 1)), prompt, response.replace("\r\n", "\n"))
-
-
-def text_hash(examples: Sequence[Example]) -> str:
-    """SHA-256 over prompts and responses in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.prompt, example.response]).encode())
-    return digest.hexdigest()
+from evals.prompts import encode_prompts
+from harness.examples import DataError, Example
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from test_store import CELL, make
 from dskd import vocabulary
 from harness import data, files, locate, methods, models, run, sources, teacher, tiny, train
 from harness.cells import Cell
+from harness.examples import Example
 from harness.sources import datasets
 from harness.store import Store
 
@@ -252,7 +253,7 @@ def test_damaged_hidden_states_are_computed_anew(
     teacher_folder: Path, tmp_path: Path, how: str, name: str
 ) -> None:
     tokenizer = models.load(teacher_folder, "teacher").tokenizer
-    examples = [data.Example(str(n), "### Response:\n", "geese " * (n + 1)) for n in range(3)]
+    examples = [Example(str(n), "### Response:\n", "geese " * (n + 1)) for n in range(3)]
     encoded = data.encode_examples(tokenizer, examples, max_prompt=32, max_length=64)
 
     def states() -> torch.Tensor:

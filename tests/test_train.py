@@ -13,11 +13,12 @@ from dskd.method import Method, create
 from harness import data, methods, models
 from harness.cells import Lora, Training
 from harness.checkpoints import BestDevRouge
+from harness.examples import Example
 from harness.teacher import hidden_states, teacher_side
 from harness.train import DivergedError, Trainer, load_checkpoint, save_checkpoint
 
 EXAMPLES = [
-    data.Example(
+    Example(
         str(n),
         f"### Instruction:\nName item {n}.\n\n### Response:\n",
         "geese " * (n % 5 + 1) + "naïve\nboats",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dskd import divergences
-from dskd.batch import Batch, Loss, Pair
+from dskd.batch import Batch, Loss, Pair, Side
 from dskd.dual_space import SPACE, DualSpace
 from dskd.method import Entry, MethodError, Needs, register
 from dskd.terms import COMMON, DIVERGENCE_PARAMETERS, Sum, constant, teacher_view
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dskd.parts import Attended
 
 _BATCH_STD = "the std of N is taken over all response positions of the micro-batch, so neighbours change it"
 
@@ -79,19 +81,32 @@ class CrossModelAttentionKD(DualSpace):
     def build(self, pair: Pair) -> nn.Module:
         from dskd.parts import CrossModelAttention
 
+        teacher = self.attended(pair)
+        return CrossModelAttention(pair.student, teacher, whole_batch=self.spec.variant == "released")
+
+    def attended(self, pair: Pair) -> Side:
+        """The pair's teacher, if attention can serve it."""
         if pair.teacher is None:
-            raise MethodError("dskd-cma builds its projectors from a teacher, and the pair has none")
+            raise MethodError(
+                f"{self.entry.name} builds its projectors from a teacher, and the pair has none"
+            )
         if pair.teacher.embedding.shape[1] != pair.teacher.width:
             raise MethodError(
-                "dskd-cma adds the teacher's embeddings to its hidden states; here they are "
+                f"{self.entry.name} adds the teacher's embeddings to its hidden states; here they are "
                 f"{pair.teacher.embedding.shape[1]} and {pair.teacher.width} wide"
             )
-        return CrossModelAttention(pair.student, pair.teacher, whole_batch=self.spec.variant == "released")
+        return pair.teacher
 
     def loss(self, batch: Batch, parts: Any) -> Loss:
+        out = Sum()
+        self.three_terms(out, batch, parts(batch.student, teacher_view(batch)))
+        return out.loss()
+
+    def three_terms(self, out: Sum, batch: Batch, attended: Attended) -> None:
+        """Gold CE and the terms of both spaces."""
         student, teacher, o = batch.student, teacher_view(batch), self.options
-        projected, carried = parts(student, teacher)
-        out, each = Sum(), o.rate / batch.normaliser
+        projected, carried = attended.at_student, attended.at_teacher
+        each = o.rate / batch.normaliser
         if o.space != "teacher":
             weights = constant(len(projected), each, student.hidden)
             best = self.projected_ce(out, projected, student.head, student.labels, weights)
@@ -105,4 +120,3 @@ class CrossModelAttentionKD(DualSpace):
             weights = constant(len(carried), each, student.hidden)
             kl = divergences.get("kl")
             self.teacher_space(out, carried, teacher.hidden, teacher.head, weights=weights, by=kl)
-        return out.loss()

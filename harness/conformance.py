@@ -25,6 +25,8 @@ CLOSE = 1e-9  #: relative, for numbers that differ by rounding only
 SLOPE = 1e-6  #: relative, for a derivative against central differences
 STEP = 1e-5  #: half the width of those differences
 REPRESENTATIVE = ("rkl", "akl@dskd", "jsd@gkd")  #: divergences that methods taking one are checked with
+#: Sizes that no property depends on, made small where an address is checked beside the published ones.
+SMALL = {"kq_width": 16}
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ def addresses() -> list[str]:
     found = []
     for name in names():
         found += [name, *(f"{name}@{variant}" for variant in entry(name).variants)]
+        small = [f"{key}={size}" for key, size in SMALL.items() if key in entry(name).parameters]
         if entry(name).divergences:
-            found += [f"{name}/{divergence}" for divergence in REPRESENTATIVE]
+            found += [":".join([f"{name}/{divergence}", *small]) for divergence in REPRESENTATIVE]
         if "space" in entry(name).parameters:
-            found += [f"{name}:space=student", f"{name}:space=teacher"]
+            found += [":".join([name, *small, f"space={space}"]) for space in ("student", "teacher")]
     return found
 
 
@@ -111,9 +114,10 @@ def _quiet() -> Iterator[None]:
 
 
 def build(method: Method, pair: Pair, seed: int = 1) -> nn.Module | None:
-    """The method's parts from one seed."""
+    """The method's parts from one seed, without dropout: a loss has the properties, its noise has not."""
     torch.manual_seed(seed)
-    return method.build(pair)
+    parts = method.build(pair)
+    return None if parts is None else parts.eval()
 
 
 @dataclass
@@ -130,8 +134,9 @@ class Gradients:
 
 
 def gradients(method: Method, parts: nn.Module | None, batch: Batch) -> Gradients:
-    """Loss of one batch and its gradients (zeros where none arrives)."""
-    named = dict(parts.named_parameters()) if parts is not None else {}
+    """Loss of one batch and its gradients (zeros where none arrives); frozen parts are constants."""
+    every = parts.named_parameters() if parts is not None else ()
+    named = {name: parameter for name, parameter in every if parameter.requires_grad}
     targets = {"hidden": batch.student.hidden, "head": batch.student.head, **named}
     loss = method.loss(batch, parts)
     found = torch.autograd.grad(loss.total, list(targets.values()), allow_unused=True)

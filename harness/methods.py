@@ -16,6 +16,7 @@ BUILT_IN = (
     "baselines.cross_tokenizer",
     "dskd.dual_space",
     "dskd.cross_model_attention",
+    "dskd.key_query_matching",
     "dskd.exact_alignment",
 )
 

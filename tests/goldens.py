@@ -7,7 +7,7 @@ stop-gradient holds. Nothing of dskd's arithmetic is used.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,20 +106,33 @@ def _dual_eta(x: Any, c: Any) -> Terms:
     return _three_terms(x, c, i, j, wanted, s2t)
 
 
-def _cma(x: Any, c: Any) -> Terms:
+def _examples(c: Any) -> Iterator[tuple[slice, slice]]:
+    for (a, b), (m, n) in zip(c.bounds, c.teacher_bounds, strict=True):
+        yield slice(a, b), slice(m, n)
+
+
+def _queries(v: Any, s: slice) -> np.ndarray:
+    question = np.concatenate([v.e[v.inputs[s]], v.e[v.labels[s]]], -1)
+    return question @ v.parts["query.weight"].T + v.parts["query.bias"]
+
+
+def _keys(c: Any, t: slice, over: slice) -> np.ndarray:
+    states = np.concatenate([c.et[c.teacher_inputs], c.et[c.teacher_labels]], -1)
+    return states[t] / states[over].std(ddof=1)
+
+
+def _cma(x: Any, c: Any, *, whole_batch: bool = False) -> Terms:
     z = x.h @ x.W.T
     ce = (1 - c.r) * nll(z, c.labels).sum() / c.N
     out = {"ce": ce, "kd_student": 0.0, "ce_t2s": 0.0, "kd_teacher": 0.0}
-    for (a, b), (m, n) in zip(c.bounds, c.teacher_bounds, strict=True):
-        s, t = slice(a, b), slice(m, n)
-        question = np.concatenate([c.e[c.inputs[s]], c.e[c.labels[s]]], -1)
-        target = c.et[c.teacher_labels[t]]
-        keys = np.concatenate([c.et[c.teacher_inputs[t]], target], -1)
-        keys = keys / keys.std(ddof=1)
-        value = c.ht[t] / c.ht[t].std(ddof=1) + target / target.std(ddof=1)
+    for s, t in _examples(c):
+        over = slice(None) if whole_batch else t
+        target = c.et[c.teacher_labels]
+        keys = _keys(c, t, over)
+        value = c.ht[t] / c.ht[over].std(ddof=1) + target[t] / target[over].std(ddof=1)
         projected = {}
         for k, v in (("x", x), ("c", c)):
-            asked = question @ v.parts["query.weight"].T + v.parts["query.bias"]
+            asked = _queries(v, s)
             align = asked @ keys.T / np.sqrt(keys.shape[1])
             projected[k] = softmax(align) @ (value @ v.parts["t2s.weight"].T + v.parts["t2s.bias"]) @ c.W.T
             if k == "x":
@@ -130,6 +143,86 @@ def _cma(x: Any, c: Any) -> Terms:
         out["kd_teacher"] += c.r / c.N * kl(c.ht[t] @ c.Wt.T / c.T, carried @ c.Wt.T / c.T).sum()
     assert out["kd_student"] > 0, "a world in which some projected argmax is the gold label"
     return out
+
+
+def _lin(v: Any, name: str, a: np.ndarray) -> np.ndarray:
+    return a @ v.parts[f"matching.{name}.weight"].T + v.parts[f"matching.{name}.bias"]
+
+
+def _tower(v: Any, name: str, a: np.ndarray, *, gated: bool) -> np.ndarray:
+    if gated:
+        moved = _lin(v, f"{name}.highway", a)
+        gate = 1 / (1 + np.exp(-moved))
+        a = gate * np.maximum(moved, 0) + (1 - gate) * a
+    inner = _lin(v, f"{name}.first", a)
+    return _lin(v, f"{name}.second", np.where(inner > 0, inner, 0.1 * inner))
+
+
+def _softplus(a: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, a)
+
+
+def _adversarial(f: Any, q: Any, s: slice, t: slice, over: slice) -> float:
+    """Discriminator of ``f``, queries of ``q``."""
+    real = _tower(f, "discriminator", _keys(f, t, over), gated=True)
+    fake = _tower(f, "discriminator", _queries(q, s), gated=True)
+    return float(_softplus(-real).mean() + _softplus(fake).mean())
+
+
+def _ga(x: Any, c: Any) -> Terms:
+    """The value at x = c; for slopes the discriminator descends and the queries ascend."""
+    kq = 0.0
+    for s, t in _examples(c):
+        share = (s.stop - s.start) / c.N
+        kq += share * (
+            _adversarial(x, c, s, t, t) - _adversarial(c, x, s, t, t) + _adversarial(c, c, s, t, t)
+        )
+    return {**_cma(x, c), "kq": kq}
+
+
+def _ga_released(x: Any, c: Any) -> Terms:
+    everything = slice(None)
+    kq = _adversarial(c, c, everything, everything, everything) / c.N
+    return {**_cma(x, c, whole_batch=True), "kq": kq}
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    return a / np.linalg.norm(a, axis=-1, keepdims=True)
+
+
+def _ct_halves(g: Any, n: Any, q: Any, s: slice, t: slice, over: slice) -> dict[str, np.ndarray]:
+    """Costs by key and by query: critics of ``g``, navigators of ``n``, queries of ``q``."""
+    keys, queries = _keys(g, t, over), _queries(q, s)
+    out = {}
+    for kind in ("tokens", "features"):
+        suffix = "" if kind == "tokens" else "_features"
+        a, b = (_unit(_tower(g, f"critic{suffix}", y, gated=True)) for y in (keys, queries))
+        u, v = (_unit(_tower(n, f"navigator{suffix}", y, gated=False)) for y in (keys, queries))
+        if kind == "features":
+            size = max(len(a), len(b))
+            a, b, u, v = (np.pad(y, ((0, size - len(y)), (0, 0))).T for y in (a, b, u, v))
+        cost = np.linalg.norm(a[:, None] - b[None], axis=-1)
+        pull = u @ v.T
+        out[f"{kind} by key"] = (cost * softmax(pull)).sum(1)
+        out[f"{kind} by query"] = (cost * softmax(pull.T).T).sum(0)
+    return out
+
+
+def _ct(x: Any, c: Any) -> Terms:
+    kq = 0.0
+    for s, t in _examples(c):
+
+        def value(g: Any, n: Any, q: Any, s: slice = s, t: slice = t) -> float:
+            return sum(half.mean() for half in _ct_halves(g, n, q, s, t, t).values()) / 2
+
+        kq += (s.stop - s.start) / c.N * (value(c, x, x) - value(x, c, c) + value(c, c, c))
+    return {**_cma(x, c), "kq": kq}
+
+
+def _ct_released(x: Any, c: Any) -> Terms:
+    halves = [_ct_halves(c, c, x, s, t, slice(None)) for s, t in _examples(c)]
+    means = [np.concatenate([half[key] for half in halves]).mean() for key in halves[0]]
+    return {**_cma(x, c, whole_batch=True), "kq": sum(means) / 2 / c.N}
 
 
 def _uld(weight_ce: float, weight_uld: float) -> Golden:
@@ -223,6 +316,10 @@ GOLDENS: dict[str, Golden] = {
     "dskd-v2": _dual_v2,
     "dskd-eta": _dual_eta,
     "dskd-cma": _cma,
+    "dskd-cma-ga:kq_width=7": _ga,
+    "dskd-cma-ga@released:kq_width=7": _ga_released,
+    "dskd-cma-ct:kq_width=7": _ct,
+    "dskd-cma-ct@released:kq_width=7": _ct_released,
     "uld": _uld(0.5, 0.5),
     "uld@original": _uld(1.0, 1.5),
     "mined": _mined,

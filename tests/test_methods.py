@@ -168,6 +168,80 @@ def test_released_attention_takes_one_std_over_the_batch() -> None:
     assert not torch.allclose(default(all_.student, all_.teacher)[0], released(all_.student, all_.teacher)[0])
 
 
+KQ = ("dskd-cma-ga:kq_width=8", "dskd-cma-ct:kq_width=8")
+
+
+@pytest.mark.parametrize("address", KQ)
+def test_key_query_matching_adds_to_attention_and_nothing_else(address: str) -> None:
+    plain, matched = create("dskd-cma"), create(f"{address}:kq_rate=0")
+    here = world(plain)
+    a = gradients(plain, build(plain, here.pair), here.batch())
+    b = gradients(matched, build(matched, here.pair), here.batch())
+    assert float(b.loss.terms["kq"]) == 0
+    assert torch.equal(a.loss.total, b.loss.total)
+    for name, value in a.all().items():  # the same projectors from the same seed, the same gradients
+        assert torch.equal(b.all()[name], value)
+    assert not any(bool(v.any()) for name, v in b.parts.items() if name.startswith("matching"))
+
+
+@pytest.mark.parametrize(("address", "reaches"), zip(KQ, (False, True), strict=True))
+def test_what_the_released_matching_trains(address: str, reaches: bool) -> None:
+    """GA: nothing. CT: the queries, by critics that stay as they were drawn."""
+    name, _, options = address.partition(":")
+    plain, released = create("dskd-cma@released"), create(f"{name}@released:{options}")
+    here = world(plain)
+    a = gradients(plain, build(plain, here.pair), here.batch())
+    parts = build(released, here.pair)
+    b = gradients(released, parts, here.batch())
+    assert float(b.loss.terms["kq"]) > 0
+    assert not any(p.requires_grad for p in parts.matching.parameters())
+    assert a.parts.keys() == b.parts.keys()
+    changed = {name for name, value in a.all().items() if not torch.equal(b.all()[name], value)}
+    assert changed == ({"query.weight", "query.bias"} if reaches else set())
+
+
+@pytest.mark.parametrize("address", KQ)
+def test_the_described_matching_trains_its_layers_and_the_queries(address: str) -> None:
+    method = create(address)
+    here = world(method)
+    parts = build(method, here.pair)
+    student, teacher = here.batch().student, here.batch().teacher
+    value = parts.match(parts(student, teacher), student, teacher)
+    assert value.shape == (5,)
+    targets = [parts.query.weight, *parts.matching.parameters()]
+    assert all(bool(g.any()) for g in torch.autograd.grad(value.sum(), targets))
+
+
+@pytest.mark.parametrize("address", KQ)
+def test_matching_drops_out_in_training_only(address: str) -> None:
+    method = create(address)
+    here = world(method)
+    parts, batch = build(method, here.pair), here.batch()
+
+    def kq() -> float:
+        return float(method.loss(batch, parts).terms["kq"])
+
+    assert kq() == kq()
+    parts.train()
+    assert kq() != kq()
+
+
+def test_a_discriminator_learns_while_the_queries_deceive() -> None:
+    """A step along the gradients: the discriminator alone lowers the cost, the queries alone raise it."""
+    method = create("dskd-cma-ga:kq_width=8:rate=0")
+    here = world(method)
+    for mine, sign in (("matching", -1), ("query", 1)):
+        parts, batch = build(method, here.pair), here.batch()
+        before = method.loss(batch, parts)
+        before.total.backward()
+        with torch.no_grad():
+            for name, parameter in parts.named_parameters():
+                if name.startswith(mine):
+                    parameter.sub_(1e-3 * parameter.grad)
+        change = float(method.loss(batch, parts).terms["kq"] - before.terms["kq"])
+        assert change * sign > 0
+
+
 def test_example_std_is_torch_s() -> None:
     offsets = torch.tensor([0, 3, 4, 9])
     x = torch.randn(9, 5, dtype=torch.float64) + 3

@@ -43,6 +43,8 @@ def test_options_are_sorted_in_the_address() -> None:
         ("csd@ss:temperature=1", "csd"),
         ("hidden-mse/kl:hidden_weight=1", "hidden-mse"),
         ("glmkd-kd:t_squared=true:temperature=10", "glmkd-kd"),
+        ("dskd-cma-ga@described/kl:kq_rate=1", "dskd-cma-ga"),
+        ("dskd-cma-ct@released/srkl", "dskd-cma-ct@released/srkl"),
     ],
 )
 def test_one_computation_has_one_canonical_address(address: str, canonical: str) -> None:
@@ -54,6 +56,7 @@ def test_one_computation_has_one_canonical_address(address: str, canonical: str)
 def test_every_promised_name_is_there() -> None:
     promised = {"sft", "seqkd", "kl", "rkl", "js", "jsd", "skl", "srkl", "akl", "tvd", "dskd-v1", "dskd-v2"}
     promised |= {"uld", "mined", "dskd-cma", "dskd-eta", "abkd", "csd", "glmkd-kd", "hidden-mse"}
+    promised |= {"dskd-cma-ga", "dskd-cma-ct"}
     assert promised <= set(method.names())
 
 
@@ -84,6 +87,8 @@ def test_every_promised_name_is_there() -> None:
         ("abkd:alpha=-1", "at least 0"),
         ("csd@st", "no variant"),
         ("glmkd-kd:rate=0.5", "no option"),
+        ("dskd-cma-ga:kq_width=0", "at least 1"),
+        ("dskd-cma-ct@describe", "described"),
         ("hidden-mse:hidden_weigth=2", "hidden_weight"),
     ],
 )

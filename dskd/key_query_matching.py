@@ -136,8 +136,8 @@ class AdversarialKeyQuery(KeyQueryMatching):
         "the example, zeros after the shorter side's end",
         "L_kq trains P_q and the navigators downwards and the critics, by gradient reversals, upwards "
         "(conditional transport, Zheng & Zhou 2021)",
-        "P_q does get its gradient, from critics and navigators as they were drawn at the start; features "
-        "are compared over all 512 padded positions; the loss is logged with the other sign",
+        "P_q does get its gradient, from critics and navigators as they were drawn at the start; its "
+        "features are compared over all 512 padded positions and the loss is logged with the other sign",
         "the critics ascend L_kq by gradient reversals; tests compare their gradient with the reversed slope",
     )
 )

@@ -65,7 +65,7 @@ def _block(name: str, text: str) -> list[str]:
     """``  name   text`` with the text wrapped; nothing for an empty text."""
     if not text:
         return []
-    return textwrap.wrap(text, 110, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16)
+    return textwrap.wrap(text, 110, initial_indent=f"  {name:<13} ", subsequent_indent=" " * 16)
 
 
 def _options(method: Method) -> Iterator[tuple[str, Any]]:

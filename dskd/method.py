@@ -35,6 +35,15 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a teacher writes the texts that a method with ``teacher_text`` trains on."""
+
+    samples: int = 1  #: answers to each prompt, each a training example
+    temperature: float = 0.0  #: 0 is greedy
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
 class Entry:
     """A method's page in the convention ledger: what exactly is computed, and by whose authority."""
 
@@ -124,6 +133,11 @@ class Method:
     def needs(self) -> Needs:
         """What this method, with these options, needs."""
         return self.entry.needs
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the teacher writes, where ``needs.teacher_text``."""
+        return Sampling()
 
     def canonical(self) -> Spec:
         """The one address of this computation: no option at its default, every number in one form.

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 
 from dskd import heads
 from dskd.batch import Pair, Side
-from dskd.method import Method, create
+from dskd.method import Method, Sampling, create
 from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import scoring, suites
 from evals.decoding import generate, generate_ids
@@ -35,9 +34,6 @@ from harness.provenance import provenance
 from harness.store import Store
 from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
 from harness.train import CHECKPOINT, Trained, Trainer, load_checkpoint, save_checkpoint
-
-#: SeqKD's answers are the teacher's most likely ones, as near to Kim & Rush's mode as greedy search comes.
-SEQKD_DECODING = Decoding(temperature=0.0, seeds=(0,))
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -164,7 +160,7 @@ class _Walk:
         """Examples as both models read them, and the teacher's states on them."""
         examples = load_examples(locate.training_file(self.cell.data, self.root), settings.examples)
         if method.needs.teacher_text:
-            examples = self._teacher_written(examples, settings)
+            examples = self._teacher_written(examples, settings, method.sampling)
         window = min(settings.max_length, student.window)
         limits = {"max_prompt": self._prompt_room(student, settings.max_prompt), "max_length": window}
         own = data.encode_examples(student.tokenizer, examples, **limits)
@@ -193,37 +189,57 @@ class _Walk:
         method.check(same)
         return same
 
-    def _teacher_written(self, examples: list[Example], settings: Training) -> list[Example]:
-        """The same prompts with the teacher's own answers (SeqKD)."""
+    def _teacher_decoding(self, sampling: Sampling) -> Decoding:
+        """How the teacher writes SeqKD's texts: one decoding seed per sample of a prompt."""
+        like, seeds = self.cell.decoding, tuple(range(sampling.samples))
+        return Decoding(
+            temperature=sampling.temperature, top_p=sampling.top_p, seeds=seeds,
+            max_new_tokens=like.max_new_tokens, max_length=like.max_length,
+        )  # fmt: skip
+
+    def _teacher_written(
+        self, examples: list[Example], settings: Training, sampling: Sampling
+    ) -> list[Example]:
+        """The same prompts with the teacher's own answers (SeqKD), all first answers first."""
         ref = self.context.pair.teacher
-        path = self.path(ref)
-        room = self.cell.decoding.max_new_tokens
-        decoding = Decoding(
-            **{**vars(SEQKD_DECODING), "max_new_tokens": room, "max_length": self.cell.decoding.max_length}
-        )
+        path, decoding = self.path(ref), self._teacher_decoding(sampling)
         sources = (models.fingerprint(path), text_hash(examples), decoding, settings.max_prompt)
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
         def write() -> list[tuple[str, bool]]:
             model = models.load(path, ref, self.dtype)
-            items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
-            limits = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
-            report = partial(self.context.progress, "teacher writes")
-            max_prompt = self._prompt_room(model, settings.max_prompt)
-            written = generate_ids(
-                model.lm, model.tokenizer, items, limits, 0, max_prompt=max_prompt,
-                batch_size=self._batch_size(), progress=report,
-            )  # fmt: skip
-            prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], max_prompt)
-            rooms = [min(limits.max_new_tokens, limits.max_length - len(prompt)) for prompt in prompts]
-            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-            return [(text, len(ids) < room) for text, ids, room in zip(texts, written, rooms, strict=True)]
+            return [
+                answer for seed in decoding.seeds for answer in self._answers(model, examples, decoding, seed)
+            ]
 
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
-        texts = teacher_texts(file, write, len(examples))
+        answers = teacher_texts(file, write, len(examples) * sampling.samples)
         return [
-            Example(e.id, e.prompt, text, ended) for e, (text, ended) in zip(examples, texts, strict=True)
+            Example(f"{example.id}#{sample + 1}" if sample else example.id, example.prompt, *answer)
+            for sample in range(sampling.samples)
+            for example, answer in zip(examples, answers[sample * len(examples) :], strict=False)
         ]
+
+    def _answers(
+        self, model: LoadedModel, examples: list[Example], decoding: Decoding, seed: int
+    ) -> list[tuple[str, bool]]:
+        """One answer to every prompt, each with whether it came to its end."""
+        items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
+        limits = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
+        max_prompt = self._prompt_room(model, self._max_prompt())
+        done = decoding.seeds.index(seed)
+
+        def report(part: float) -> None:
+            self.context.progress("teacher writes", (done + part) / len(decoding.seeds))
+
+        written = generate_ids(
+            model.lm, model.tokenizer, items, limits, seed, max_prompt=max_prompt,
+            batch_size=self._batch_size(), progress=report,
+        )  # fmt: skip
+        prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], max_prompt)
+        rooms = [min(limits.max_new_tokens, limits.max_length - len(prompt)) for prompt in prompts]
+        texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [(text, len(ids) < room) for text, ids, room in zip(texts, written, rooms, strict=True)]
 
     @staticmethod
     def _prompt_room(model: LoadedModel, max_prompt: int) -> int:
@@ -339,6 +355,8 @@ class _Walk:
                 "accumulation": -(-settings.batch // settings.micro_batch),
                 "heads": "reference" if self.context.reference else "tiled",
             }
+            if self.method is not None and self.method.needs.teacher_text:
+                training["teacher_decoding"] = vars(self._teacher_decoding(self.method.sampling))
             if trained.divergence:
                 training["diverged"] = trained.divergence
         return {

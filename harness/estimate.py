@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.cells import Cell
+from dskd.method import create
+from harness.cells import UNTRAINED, Cell
 from harness.pairs import MODELS, PairSpec
 from harness.scales import DATA
 
@@ -48,9 +49,12 @@ class History:
 
     def guess(self, cell: Cell) -> float:
         """Seconds: the median of the most similar finished cells, else a first guess."""
-        for key in _keys(cell.as_dict()):
+        own, *others = _keys(cell.as_dict())
+        if own in self.seconds:
+            return statistics.median(self.seconds[own])
+        for key in others:
             if key in self.seconds:
-                return statistics.median(self.seconds[key])
+                return statistics.median(self.seconds[key]) * _samples(cell)
         train, score = FIRST_GUESS.get(cell.scale, (0.0, 0.0))
         return score + (train if cell.training is not None else 0.0)
 
@@ -73,7 +77,7 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
     flops = 0.0
     if cell.training is not None:
         facts = DATA.get(cell.data)
-        examples = cell.training.examples or (facts.examples if facts else 10_000)
+        examples = (cell.training.examples or (facts.examples if facts else 10_000)) * _samples(cell)
         tokens = examples * (facts.tokens if facts else 200)
         per_token = (4 if cell.training.lora else 6) * student.parameters
         flops += tokens * (per_token * cell.training.epochs + 2 * teacher.parameters) / TRAIN_SHARE
@@ -83,6 +87,11 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
     items = sum(run.limit or ITEMS.get(run.name, SUITE_ITEMS) for run in cell.suites)
     flops += _decode_flops(items * len(cell.decoding.seeds), size)
     return flops / PEAK_FLOPS / 3600
+
+
+def _samples(cell: Cell) -> int:
+    """Training examples that a method makes of one prompt."""
+    return 1 if cell.method in UNTRAINED else create(cell.method).sampling.samples
 
 
 def _decode_flops(answers: int, parameters: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 from collections import Counter
@@ -13,12 +12,10 @@ from pathlib import Path
 from dskd import method
 from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
-from harness.files import write_whole
 from harness.plan import Plan, Request
 from harness.pool import Outcome
 from harness.shards import Shard
 from harness.store import Store, StoreError
-from harness.tables import Table
 
 
 @dataclass(frozen=True)
@@ -94,41 +91,22 @@ def _execute(planned: Plan, options: Options) -> dict[str, Outcome]:
 
 
 def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], options: Options) -> None:
-    """Print every table; a whole one is also kept as Markdown beside the records."""
-    from harness import report
+    """Print every table; a whole one is also kept beside the records, with its figure."""
+    from harness import rendering, report
 
-    request = planned.request
-    found = run.entries(planned, store, outcomes)
-    for table in planned.tables:
-        shown = _shown(table, planned)
-        info = {side: _pair_words(name) for side, name in table.pairs[request.scale].items()}
-        style = options.export or "terminal"
-        width = shutil.get_terminal_size((100, 24)).columns
-        print(report.render(shown, request.scale, found[table.id], info, style, width, color=_colour(style)))
-        if not (request.methods or request.pairs or request.seeds or request.budget or request.teacher):
-            file = report.path(store.root, request.scale, table.id)
-            write_whole(file, report.render(shown, request.scale, found[table.id], info, "md").encode())
+    request, style = planned.request, options.export or "terminal"
+    width = shutil.get_terminal_size((100, 24)).columns
+    whole = not (request.methods or request.pairs or request.seeds or request.budget or request.teacher)
+    for judged in rendering.judged(planned, store, outcomes):
+        print(report.render_verdict(judged.result, judged.info, style, width, color=_colour(style)))
+        if whole and judged.measured:
+            rendering.keep(rendering.files(judged, store.root))
     for line in planned.absent:
         _say(f"not run: {line}")
-
-
-def _shown(table: Table, planned: Plan) -> Table:
-    """The table with the suites its cells are scored on and, if rows were chosen, with those rows only."""
-    places = [(place, step) for step in planned.steps for place in step.rows]
-    mine = [(place.partition(" ")[2], step) for place, step in places if place.startswith(f"{table.id} ")]
-    scored = {run.name for _, step in mine for run in step.cell.suites}
-    suites = tuple(name for name in table.suites if name in scored) or table.suites
-    if not (planned.request.methods or planned.request.pairs):
-        return dataclasses.replace(table, suites=suites)
-    keys = {key for key, _ in mine}
-    rows = tuple(row for row in table.rows if row.key in keys)
-    claims = tuple(claim for claim in table.claims if {key for pair in claim.pairs for key in pair} <= keys)
-    return dataclasses.replace(table, suites=suites, rows=rows, claims=tuple(c for c in claims if c.pairs))
-
-
-def _pair_words(name: str) -> str:
-    pair = pairs.get(name)
-    return f"{pair.teacher} -> {pair.student}"
+    unseen = [step for step in planned.of("done") if step.lacking]
+    if unseen:
+        names = ", ".join(sorted({name for step in unseen for name in step.lacking}))
+        _say(f"{len(unseen)} records were found by all but the hashes of what is not here: {names}")
 
 
 def _colour(style: str) -> bool:
@@ -140,7 +118,7 @@ def dry_run(request: Request, options: Options) -> int:
     planned, _ = _plan(request, options)
     print(f"scale {request.scale}, {len(planned.steps)} cells")
     for step in planned.steps:
-        said = {"done": "done", "run": _cost(step), "refused": f"not run: {step.reason}"}[step.state]
+        said = {"done": _found(step), "run": _cost(step), "refused": f"not run: {step.reason}"}[step.state]
         print(f"  {step.cell.id}  {step.title}  {said}")
     for line in planned.absent:
         print(f"  not run: {line}")
@@ -152,6 +130,10 @@ def dry_run(request: Request, options: Options) -> int:
     counts = f"{states['run']} to run, {states['done']} done, {states['refused']} cannot run"
     print(counts + (f"; {_time(planned, options)}" if states["run"] else ""))
     return 0
+
+
+def _found(step: plan.Step) -> str:
+    return f"done (not here: {', '.join(step.lacking)})" if step.lacking else "done"
 
 
 def _cost(step: plan.Step) -> str:

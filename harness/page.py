@@ -107,13 +107,14 @@ def _block(result: TableVerdict, side: str, info: str) -> Block:
 
 
 def _best(rows: Sequence[RowVerdict], column: str) -> set[str]:
-    """Keys of the trained rows with the highest printed mean; none where only one was measured."""
+    """Keys of the trained rows with the highest printed mean; none where all of them have it."""
     means = {}
     for row in rows:
         measured = row.cells[column].measured
         if row.row.trained and measured is not None:
             means[row.row.key] = round(measured.mean, 2)
-    return {key for key, mean in means.items() if mean == max(means.values())} if len(means) > 1 else set()
+    best = {key for key, mean in means.items() if mean == max(means.values())}
+    return best if len(best) < len(means) else set()
 
 
 def _text(row: RowVerdict, cell: CellVerdict, best: bool) -> Text:

@@ -6,12 +6,12 @@ Nothing here loads a model or torch, so a plan is made in well under a second.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dskd import method as methods
 from dskd.divergences import ENTRIES as DIVERGENCES
@@ -21,7 +21,7 @@ from harness.cells import UNTRAINED, Cell, SuiteRun
 from harness.estimate import History
 from harness.methods import plugin_file
 from harness.pairs import PairSpec
-from harness.provenance import gpus
+from harness.provenance import gpus, started
 from harness.shards import Shard
 from harness.store import Store, StoreError
 from harness.tables import Row, Side, Table
@@ -62,6 +62,8 @@ class Step:
     reason: str = ""  #: why a refused one cannot run, or how the last run of an open one failed
     seconds: float = 0.0  #: estimate; 0 where there is nothing to do or to go by
     rows: list[str] = field(default_factory=list)  #: "table side/method", wherever it is shown
+    unseen: tuple[SuiteRun, ...] = ()  #: suites left out because their files are not here
+    lacking: tuple[str, ...] = ()  #: models and data not here, where a record was found all the same
 
     @property
     def title(self) -> str:
@@ -115,6 +117,8 @@ def make(request: Request, store: Store) -> Plan:
     if unused:
         raise PlanError(_no_pair(unused[0], request.scale, chosen))
     _settle(steps.values(), store, request)
+    lost = {run.name for step in steps.values() for run in step.unseen if run not in step.cell.suites}
+    absent.extend(f"suite {name}: {_suite_missing(name, request)}" for name in sorted(lost))
     return Plan(request, chosen, _ordered(list(steps.values())), list(dict.fromkeys(absent)))
 
 
@@ -153,6 +157,8 @@ def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
         absent={scale: {} for scale in scales.SCALES},
         rows=tuple(rows.values()),
         claims=(),
+        budget={},
+        seeds={},
     )
 
 
@@ -229,9 +235,10 @@ def _no_pair(name: str, scale: str, chosen: Sequence[Table]) -> str:
 def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: list[str]) -> Iterable[Step]:
     """The cells of a row: one per training seed, or one alone where nothing is trained."""
     method, refusal = _method(row.method, pair)
-    seeds = (request.seeds or scales.DEFAULT_SEEDS[request.scale]) if row.trained else (0,)
-    setting = scales.setting(pair, table.group, Spec.parse(row.method).name, request.budget)
-    suites, missing = _suites(table, setting, request)
+    seeds = (request.seeds or _default_seeds(table, request.scale)) if row.trained else (0,)
+    budget = {**table.budget.get(request.scale, {}), **request.budget}
+    setting = scales.setting(pair, table.group, Spec.parse(row.method).name, budget)
+    suites, unseen, missing = _suites(table, setting, request)
     absent.extend(missing)
     data = _training_set(setting.data, request) if row.trained else ""
     files = [_suite_file(run.name) for run in suites] + ([_training_file(data)] if data else [])
@@ -250,7 +257,12 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
             versions=tuple(sorted(known.items())),
         )
         state: State = "refused" if refusal else "run"
-        yield Step(cell, pair, state, refusal)
+        yield Step(cell, pair, state, refusal, unseen=unseen)
+
+
+def _default_seeds(table: Table, scale: str) -> tuple[int, ...]:
+    count = table.seeds.get(scale)
+    return tuple(range(1, count + 1)) if count else scales.DEFAULT_SEEDS[scale]
 
 
 def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
@@ -268,16 +280,19 @@ def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
 
 def _suites(
     table: Table, setting: scales.Setting, request: Request
-) -> tuple[tuple[SuiteRun, ...], list[str]]:
-    """The suites that can be scored, and a line for each that cannot."""
-    runs, missing = [], []
+) -> tuple[tuple[SuiteRun, ...], tuple[SuiteRun, ...], list[str]]:
+    """The suites that can be scored, those whose files are not here, and a line for each that never can."""
+    runs, unseen, missing = [], [], []
     for name in table.suites:
-        why = scales.ABSENT.get((request.scale, name)) or _suite_missing(name, request)
-        if why and request.scale != "paper":  # there a cell is the whole protocol or nothing
-            missing.append(f"suite {name}: {why}")
+        absent, lost = scales.ABSENT.get((request.scale, name)), _suite_missing(name, request)
+        run = SuiteRun(name, suite_version(name), setting.limit)
+        if absent:
+            missing.append(f"suite {name}: {absent}")
+        elif lost and request.scale != "paper":  # there a cell is the whole protocol or nothing
+            unseen.append(run)
         else:
-            runs.append(SuiteRun(name, suite_version(name), setting.limit))
-    return tuple(runs), missing
+            runs.append(run)
+    return tuple(runs), tuple(unseen), missing
 
 
 def suite_version(name: str) -> int:
@@ -311,7 +326,7 @@ def _file_missing(name: str, request: Request) -> str:
     return "" if path is not None else f"{name} is not here; {remedy}"
 
 
-@cache
+@functools.cache
 def _data_file(name: str, folder: Path, given: Path | None) -> tuple[Path | None, str, str]:
     """(path, SHA-256, remedy) of a file of the data folder, or of a user's own training file."""
     from harness import sources
@@ -395,7 +410,7 @@ def resolve(ref: str, cache: Path) -> tuple[Path | None, str]:
     return found.path, found.remedy or ""
 
 
-@cache
+@functools.cache
 def fingerprint(path: Path) -> int:
     """48 bits over a model folder's files: names, sizes, and the first and last 64 KiB of each.
 
@@ -420,6 +435,7 @@ def fingerprint(path: Path) -> int:
 def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
     """Find finished records and obstacles, and estimate the rest."""
     open_steps = []
+    known = _Elsewhere(store, request)
     for step in steps:
         if step.state != "run":
             continue
@@ -430,6 +446,8 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
             continue
         if record is not None and record["status"] == "done":
             step.state = "done"
+        elif found := known.find(step):
+            step.lacking, step.cell, step.state = known.lacking(step), found, "done"
         elif reason := _obstacle(step, request):
             step.state, step.reason = "refused", reason
         else:
@@ -441,7 +459,54 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
             step.seconds = history.guess(step.cell)
 
 
-def _readable(store: Store, scale: str) -> Iterable[dict[str, object]]:
+class _Elsewhere:
+    """Finished cells of machines that had models or data this one has not.
+
+    A cell's id holds hashes of both, so here it cannot be known. Such a record is found by everything else
+    in its description: settings, code versions, and the hashes of whatever is here.
+    """
+
+    def __init__(self, store: Store, request: Request) -> None:
+        self.store, self.request = store, request
+
+    @functools.cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        done = [record for record in _readable(self.store, self.request.scale) if record["status"] == "done"]
+        return sorted(done, key=lambda record: (len(record["spec"]["suites"]), started(record)), reverse=True)
+
+    def lacking(self, step: Step) -> tuple[str, ...]:
+        """Names of models and data files of the cell that are not on this machine."""
+        if self.request.scale == "tiny":
+            return ()
+        refs = [
+            ref for ref in _refs(step.cell.method, step.pair) if resolve(ref, self.request.cache)[0] is None
+        ]
+        files = [_suite_file(run.name) for run in (*step.cell.suites, *step.unseen)]
+        files += [_training_file(step.cell.data)] if step.cell.data else []
+        return (*refs, *dict.fromkeys(name for name in files if _file_missing(name, self.request)))
+
+    def find(self, step: Step) -> Cell | None:
+        """The cell of the record that fits: the one with most suites, of these the latest."""
+        lacking = self.lacking(step)
+        if not lacking:
+            return None
+        hashes = {f"files of {name}" for name in lacking} | {f"file {name}" for name in lacking}
+        cells = (Cell.from_dict(record["spec"]) for record in self._records)
+        return next((cell for cell in cells if _fits(cell, step, hashes)), None)
+
+
+def _fits(known: Cell, step: Step, hashes: set[str]) -> bool:
+    """Whether a recorded cell is the step's but for these hashes, and for suites whose files are not here."""
+    reduced = dataclasses.replace(
+        known,
+        versions=tuple((name, number) for name, number in known.versions if name not in hashes),
+        suites=tuple(run for run in known.suites if run not in step.unseen),
+    )
+    mine = tuple((name, number) for name, number in step.cell.versions if name not in hashes)
+    return bool(known.suites) and reduced == dataclasses.replace(step.cell, versions=mine)
+
+
+def _readable(store: Store, scale: str) -> Iterable[dict[str, Any]]:
     """Records to learn from, up to the first damaged one."""
     records = store.all(scale)
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -26,6 +27,18 @@ def provenance(command: str) -> dict[str, Any]:
         "hardware": _hardware(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def started(record: Mapping[str, Any]) -> datetime:
+    """When a record's run began; the first records have seconds since 1970, the others ISO 8601."""
+    said = (record.get("provenance") or {}).get("started")
+    if isinstance(said, (int, float)):
+        return datetime.fromtimestamp(said, UTC)
+    try:
+        moment = datetime.fromisoformat(str(said))
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @cache

@@ -1,10 +1,13 @@
-"""The generated parts of README.md: tables from records, the example plugin. ``python -m harness.readme``."""
+"""What is made from the records and shown: tables, figures, README.md. ``python -m harness.readme``."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from harness import rendering
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -17,10 +20,11 @@ BLOCKS = {
 }
 
 
-def filled(text: str) -> str:
-    """README text with every ``<!-- NAME -->`` ... ``<!-- /NAME -->`` block made anew."""
+def filled(text: str, made: Mapping[Path, str]) -> str:
+    """The text with every ``<!-- NAME -->`` ... block made anew, from ``made`` or its file."""
     for name, (file, language) in BLOCKS.items():
-        body = (ROOT / file).read_text(encoding="utf-8").strip()
+        path = ROOT / file
+        body = (made[path] if path in made else path.read_text(encoding="utf-8")).strip()
         body = f"```{language}\n{body}\n```" if language else body
         block = f"<!-- {name} -->\n{body}\n<!-- /{name} -->"
         parts = re.split(rf"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
@@ -30,16 +34,24 @@ def filled(text: str) -> str:
     return text
 
 
+def made() -> dict[Path, str]:
+    """Every file that is made from the records, as it should be now."""
+    files: dict[Path, str] = {}
+    for judged in rendering.from_records(ROOT / "results"):
+        files |= rendering.files(judged, ROOT / "results")
+    return {**files, README: filled(README.read_text(encoding="utf-8"), files)}
+
+
 def main() -> int:
-    """Write the README; with ``--check``, only say whether it is stale (exit 1)."""
-    text = README.read_text(encoding="utf-8")
-    fresh = filled(text)
-    if "--check" in sys.argv[1:]:
-        if fresh != text:
-            print("README.md is stale; run python -m harness.readme", file=sys.stderr)
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
-    return 0
+    """Write what is stale; with ``--check``, only name it (exit 1)."""
+    files = made()
+    if "--check" not in sys.argv[1:]:
+        rendering.keep(files)
+        return 0
+    stale = rendering.stale(files)
+    for file in stale:
+        print(f"{file.relative_to(ROOT)} is stale; run python -m harness.readme", file=sys.stderr)
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _stack(console: Console, block: Block) -> None:
 
 
 def _grid_costs(block: Block) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     grid.add_column("spread and cost", overflow="fold", min_width=16)
     for heading in COSTS:
         grid.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)

@@ -122,11 +122,12 @@ def estimate(row: Sample, *, level: float = LEVEL) -> Estimate:
     """Mean over suites of the mean over runs, decoding seeds and items; its intervals and spreads."""
     runs = row.runs()
     low, high = _interval(replicates(row), level)
+    below, above = _unseen(row, level)
     run_low, run_high = _run_interval(runs, level)
     return Estimate(
         float(runs.mean()),
-        low,
-        high,
+        low - below,
+        high + above,
         level,
         len(runs),
         row.trained,
@@ -136,6 +137,22 @@ def estimate(row: Sample, *, level: float = LEVEL) -> Estimate:
         training_spread=_spread(runs) if row.trained else None,
         decoding_spread=decoding_spread(row),
     )
+
+
+def _unseen(row: Sample, level: float) -> tuple[float, float]:
+    """What resampling cannot see below and above the mean: suites whose every answer scored 0, or 100.
+
+    Resamples of such a suite are all alike. Yet n failures leave a chance of success up to
+    1 - ((1 - level) / 2)^(1/n) (Clopper and Pearson 1934), and a mean score of 100 times that at most.
+    """
+    below = above = 0.0
+    for scores in row.scores.values():
+        bound = 100 * (1 - ((1 - level) / 2) ** (1 / scores.shape[2])) / len(row.scores)
+        if (scores == 0).all():
+            above += bound
+        if (scores == 100).all():
+            below += bound
+    return below, above
 
 
 def difference(a: Sample, b: Sample, *, level: float = LEVEL) -> Estimate:

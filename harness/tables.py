@@ -7,17 +7,19 @@ with the status ``primary`` (read at the source), ``secondary`` (quoted by someb
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from dskd.method import MethodError, Spec
 from harness.cells import UNTRAINED
+from harness.scales import ScaleError, parse_overrides
 
 TABLES = Path(__file__).with_name("tables")
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
@@ -29,6 +31,7 @@ CLAIM_STATUSES = (*STATUSES, "ours")  # ours: a question this benchmark asks, at
 AVERAGE = "avg"
 
 Side = Literal["same", "cross"]
+T = TypeVar("T")
 
 
 class TableError(ValueError):
@@ -127,6 +130,8 @@ class Table:
     absent: Mapping[str, Mapping[str, str]]  #: scale -> side -> why there is no pair
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
+    budget: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  #: scale -> as --budget
+    seeds: Mapping[str, int] = field(default_factory=dict)  #: scale -> number of training seeds
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -174,6 +179,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
 
 
+def only(table: Table, suites: Sequence[str], keys: Collection[str] | None = None) -> Table:
+    """The table with some of its suites and rows, and the claims that these rows can settle."""
+    kept = tuple(name for name in table.suites if name in suites) or table.suites
+    if keys is None:
+        return dataclasses.replace(table, suites=kept)
+    rows = tuple(row for row in table.rows if row.key in keys)
+    claims = tuple(
+        claim for claim in table.claims if {key for pair in claim.pairs for key in pair} <= set(keys)
+    )
+    return dataclasses.replace(table, suites=kept, rows=rows, claims=claims)
+
+
 @functools.cache
 def read(path: Path) -> Table:
     """Read and check one table file."""
@@ -191,6 +208,8 @@ def read(path: Path) -> Table:
         absent={scale: _pairs(top.node("pairs").node(scale))[1] for scale in SCALES},
         rows=tuple(_row(node) for node in top.nodes("rows")),
         claims=tuple(_claim(node) for node in top.nodes("claims")),
+        budget=_budget(top),
+        seeds=_seeds(top),
     )
     top.node("pairs").done(SCALES)
     top.done()
@@ -204,6 +223,31 @@ def _margin(node: _Node) -> Margin:
     if not (margin.points > 0 and margin.average > 0):
         raise node.error("points", "a margin is above 0")
     return margin
+
+
+def _budget(top: _Node) -> dict[str, dict[str, float]]:
+    """What a table changes in its scales' settings, written as on the command line."""
+    found = {}
+    for scale, text in top.mapping("budget", str).items():
+        try:
+            found[scale] = parse_overrides(text)
+        except ScaleError as error:
+            raise top.error(f"budget.{scale}", str(error)) from None
+    return _by_scale(found, "budget", top)
+
+
+def _seeds(top: _Node) -> dict[str, int]:
+    found = top.mapping("seeds", int)
+    if any(isinstance(count, bool) or count < 1 for count in found.values()):
+        raise top.error("seeds", "numbers of seeds are whole and above 0")
+    return _by_scale(found, "seeds", top)
+
+
+def _by_scale(found: dict[str, T], key: str, top: _Node) -> dict[str, T]:
+    for scale in found:
+        if scale not in SCALES:
+            raise top.error(f"{key}.{scale}", f"one of {', '.join(SCALES)}")
+    return found
 
 
 def _pairs(node: _Node) -> tuple[dict[str, str], dict[str, str]]:

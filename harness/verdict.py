@@ -135,12 +135,13 @@ def judge(table: Table, scale: str, cells_by_row: Mapping[str, Sequence[Entry]])
     return TableVerdict(table, scale, rows, claims, _census(rows, claims))
 
 
-def _done(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+def done(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    """The finished records among them."""
     return [entry for entry in entries if isinstance(entry, Mapping) and entry["status"] == "done"]
 
 
 def _sample(table: Table, row: Row, entries: Sequence[Entry]) -> Sample | None:
-    records = _done(entries)
+    records = done(entries)
     if not records:
         return None
     try:
@@ -155,7 +156,7 @@ def _sample(table: Table, row: Row, entries: Sequence[Entry]) -> Sample | None:
 def _judge_row(
     table: Table, scale: str, row: Row, entries: Sequence[Entry], samples: Mapping[str, Sample | None]
 ) -> RowVerdict:
-    records, sample = _done(entries), samples[row.key]
+    records, sample = done(entries), samples[row.key]
     state, reason = _state(table, scale, row, entries)
     known, unknown = _published(row)
     lowered = _not_exact(records)
@@ -197,12 +198,12 @@ def _state(
         if isinstance(e, Mapping) and e["status"] == "failed"
     ]
     said = [entry for entry in entries if isinstance(entry, str)]
-    done, missing = len(_done(entries)), sum(entry is None for entry in entries)
+    finished, missing = len(done(entries)), sum(entry is None for entry in entries)
     reasons = list(dict.fromkeys([*failed, *said]))
     if missing:
         reasons.append(f"{missing} of {len(entries)} seeds not yet")
-    if done:
-        return ("partial", "; ".join(reasons)) if done < len(entries) else ("done", "")
+    if finished:
+        return ("partial", "; ".join(reasons)) if finished < len(entries) else ("done", "")
     if failed:
         return "failed", "; ".join(reasons)
     if table.pair(scale, row.side) is None:
@@ -339,7 +340,8 @@ def _sum_up(pairs: Sequence[PairVerdict]) -> tuple[Verdict, str]:
     gains = [pair.gain.mean for pair in pairs if pair.gain is not None]
     said = f"holds in {count['agrees']} of {len(pairs)} pairs"
     if gains:
-        said += f", gains {min(gains):+.2f} to {max(gains):+.2f}"
+        low, high = f"{min(gains):+.2f}", f"{max(gains):+.2f}"
+        said += f", gains {low} to {high}" if low != high else f", gain {low}"
     order: tuple[Verdict, ...] = ("differs", "failed", "not run", "inconclusive", "agrees")
     verdict = next(name for name in order if count[name])
     culprits = [f"{pair.a} - {pair.b}: {pair.reason}" for pair in pairs if pair.verdict == verdict]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_run import record
 
 from harness import estimate, methods, pairs, plan, scales, tables
 from harness.cells import Cell
@@ -256,3 +257,103 @@ def test_a_method_that_no_row_names_becomes_a_row(tmp_path: Path) -> None:
     made = plan.make(request, Store(tmp_path))
     rows = {place for step in made.steps for place in step.rows}
     assert rows == {"1 same/kl", "1 same/kl:temperature=1.0", "1 cross/uld@original"}
+
+
+def test_a_table_may_bring_its_own_budget_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = dataclasses.replace(
+        tables.load("2"), budget={"tiny": {"epochs": 2, "examples": 9}}, seeds={"tiny": 5}
+    )
+    monkeypatch.setattr(tables, "load", lambda name: table)
+    steps = make(tmp_path, methods=("kl",), budget={"examples": 7}).steps
+    assert [step.cell.seed for step in steps] == [1, 2, 3, 4, 5]
+    training = steps[0].cell.training
+    assert training is not None
+    assert (training.epochs, training.examples) == (2, 7)  # the request goes first
+    assert len(make(tmp_path, methods=("kl",), seeds=(4,)).steps) == 1
+
+
+# records of machines that had models and data which this one has not
+
+SUITES = ("dolly", "humaneval")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with the cells of a small table as a machine with its own weights and data makes them."""
+    machine(monkeypatch, weights=1, data=2)
+    planned = small(tmp_path)
+    assert {step.state for step in planned.steps} == {"run"}
+    for step in planned.steps:
+        assert [run.name for run in step.cell.suites] == list(SUITES)
+        Store(tmp_path).put(record(step.cell, "elsewhere"))
+    assert {step.state for step in small(tmp_path).steps} == {"done"}
+    return tmp_path
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, weights: int | None, data: int | None) -> None:
+    """What is on this machine: weights and data with these hashes, or none."""
+
+    def resolve(ref: str, cache: Path) -> tuple[Path | None, str]:
+        return (None, "fetch it") if weights is None else (Path("/models") / ref, "")
+
+    def data_file(name: str, folder: Path, given: Path | None) -> tuple[Path | None, str, str]:
+        if data is None and not name.startswith("humaneval"):
+            return None, "", "give it with --data"
+        return Path(name), f"{data or 2:064x}"[::-1], ""
+
+    monkeypatch.setattr(plan, "resolve", resolve)
+    monkeypatch.setattr(plan, "fingerprint", lambda path: weights)
+    monkeypatch.setattr(plan, "_data_file", data_file)
+
+
+def small(results: Path, **changes: object) -> Plan:
+    return make(results, scale="small", tables=("first-small",), **changes)
+
+
+@pytest.mark.parametrize(("weights", "data"), [(None, 2), (1, None), (None, None)])
+def test_records_are_found_without_the_weights_and_the_data(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, weights: int | None, data: int | None
+) -> None:
+    whole = {step.cell.id for step in small(elsewhere).steps}
+    machine(monkeypatch, weights=weights, data=data)
+    found = small(elsewhere)
+    assert {step.state for step in found.steps} == {"done"}
+    assert {step.cell.id for step in found.steps} == whole
+    assert all(step.lacking for step in found.steps)
+    assert found.absent == []  # every suite is in the records
+
+
+@pytest.mark.parametrize(("weights", "data"), [(7, 2), (7, None), (1, 9), (None, 9)])
+def test_what_is_here_must_fit(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, weights: int | None, data: int | None
+) -> None:
+    """Other weights or other data than the record's are another cell."""
+    machine(monkeypatch, weights=weights, data=data)
+    assert not small(elsewhere).of("done")
+
+
+def test_without_the_weights_other_settings_are_still_other_cells(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, weights=None, data=None)
+    assert not [s for s in small(elsewhere, budget={"epochs": 2}).of("done") if s.cell.training]
+    assert not [s for s in small(elsewhere, seeds=(2,)).of("done") if s.cell.training]
+    assert not small(elsewhere, budget={"decodings": 2}).of("done")
+    versions = dict(small(elsewhere).steps[0].cell.versions)
+    monkeypatch.setattr(plan.versions, "DECODER", versions["decoder"] + 1)
+    assert not small(elsewhere).of("done")
+
+
+def test_of_several_records_the_one_with_most_suites_then_the_latest(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, weights=3, data=2)
+    later = small(elsewhere, methods=("kl",)).steps[0].cell
+    Store(elsewhere).put({**record(later, "later"), "provenance": {"started": "2031-01-01T00:00:00+00:00"}})
+    machine(monkeypatch, weights=4, data=None)
+    fewer = small(elsewhere, methods=("kl",)).steps[0].cell
+    assert [run.name for run in fewer.suites] == ["humaneval"]
+    Store(elsewhere).put({**record(fewer, "fewer"), "provenance": {"started": "2032-01-01T00:00:00+00:00"}})
+    machine(monkeypatch, weights=None, data=None)
+    (step,) = small(elsewhere, methods=("kl",)).steps
+    assert step.cell == later

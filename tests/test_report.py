@@ -211,6 +211,12 @@ def test_an_empty_table_is_a_table(name: str, scale: str, format: str) -> None:
     assert "not run" in text
 
 
+def test_where_all_are_equal_none_is_best(table: Table) -> None:
+    level = render(table, "tiny", fill(table, {"*": 20.0}, scale="tiny"), format="md")
+    assert "20.00" in level
+    assert "**20.00" not in level
+
+
 def test_the_same_records_give_the_same_text(table: Table, cells: dict[str, Sequence[Entry]]) -> None:
     assert render(table, "tiny", cells, format="md") == render(table, "tiny", cells, format="md")
 

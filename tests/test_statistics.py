@@ -137,6 +137,17 @@ def test_the_interval_over_examples_is_scipys_bootstrap() -> None:
     assert (gain.low, gain.high) == pytest.approx((paired.low, paired.high), abs=0.2)
 
 
+@pytest.mark.parametrize("count", [1, 20, 164])
+def test_all_failures_and_all_successes_have_the_exact_interval(count: int) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    for score, successes in ((0.0, 0), (100.0, count)):
+        exact = scipy.binomtest(successes, count).proportion_ci(0.95, method="exact")
+        ours = estimate(row(np.full((3, 1, count), score)))
+        assert (ours.mean, ours.low, ours.high) == pytest.approx((score, 100 * exact.low, 100 * exact.high))
+    half = Sample({"a": np.zeros((1, 1, 20)), "b": np.full((1, 1, 20), 30.0)}, {"a": "", "b": ""}, (1,), True)
+    assert (estimate(half).low, estimate(half).high) == pytest.approx((15, 15 + 16.84 / 2), abs=0.01)
+
+
 def test_intervals_cover_as_often_as_they_say() -> None:
     """Three seeds, sixty items, two hundred experiments: the truth is inside 90 to 100 % of the time."""
     generator = np.random.default_rng(5)

@@ -116,6 +116,9 @@ def test_claims_follow_from_the_published_figures() -> None:
         (lambda d: d["claims"][0].update(size=[2, 1]), r"claims\[1\].size: two numbers, the lower first"),
         (lambda d: d["claims"][0].update(kind="less"), r"claims\[1\].kind: one of greater"),
         (lambda d: d["claims"][0].update(status="sure"), r"claims\[1\].status: one of"),
+        (lambda d: d.update(budget={"tiny": "epoch=1"}), "budget.tiny: .*did you mean epochs"),
+        (lambda d: d.update(budget={"huge": "epochs=1"}), "budget.huge: one of"),
+        (lambda d: d.update(seeds={"tiny": 0}), "seeds: numbers of seeds"),
     ],
 )
 def test_an_error_names_file_and_key(tmp_path: Path, change: Any, message: str) -> None:

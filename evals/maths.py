@@ -13,6 +13,7 @@ one.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -62,7 +63,7 @@ def _go_offline() -> None:
 
 
 @cache
-def _gsm8k_config() -> dict[str, Any]:
+def _stock_gsm8k() -> dict[str, Any]:
     """The task file of the installed lm-eval."""
     import lm_eval.tasks
     import yaml
@@ -71,25 +72,31 @@ def _gsm8k_config() -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def _gsm8k_task(items: Sequence[Item]) -> Any:
-    """lm-eval's task over our rows, read from memory; the prompt is ours, filters and metric are its own."""
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-
-    rows = [{**item.extra, "prompt": item.prompt} for item in items]
+def gsm8k_config() -> dict[str, Any]:
+    """lm-eval's task, zero-shot, on rows with our prompt in ``model_prompt``; ``custom_dataset`` to come."""
     config = {
-        **_gsm8k_config(),
+        **copy.deepcopy(_stock_gsm8k()),
         "dataset_path": "json",
         "dataset_name": None,
         "training_split": None,
         "fewshot_split": None,
         "num_fewshot": 0,
-        "doc_to_text": "{{prompt}}",
-        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+        "doc_to_text": "{{model_prompt}}",
     }
     config.pop("tag", None)
+    return config
+
+
+def _gsm8k_task(items: Sequence[Item]) -> Any:
+    """lm-eval's task over our rows, read from memory."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = [{**item.extra, "model_prompt": item.prompt} for item in items]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return ConfigurableTask(config=config)
+    return ConfigurableTask(
+        config={**gsm8k_config(), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)}}
+    )
 
 
 @cache

@@ -20,7 +20,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -123,11 +123,18 @@ def load(suite: Suite, root: Path | None, limit: int | None = None) -> list[Item
 
 def load_file(suite: Suite, path: Path, limit: int | None = None) -> list[Item]:
     """Items of ``suite`` from a given file, a development split for instance."""
+    return read(suite, jsonl.rows(path, SuiteError), path, limit)
+
+
+def read(
+    suite: Suite, rows: Iterable[tuple[int, dict[str, Any]]], path: Path | str, limit: int | None = None
+) -> list[Item]:
+    """Items of ``suite`` from numbered rows (from 1); ``path`` names their source in errors."""
     if limit is not None and limit < 1:
         raise SuiteError(f"suite {suite.name}: the limit must be at least 1, not {limit}")
     items: list[Item] = []
     seen: dict[str, int] = {}
-    for number, row in jsonl.rows(path, SuiteError):
+    for number, row in rows:
         item = _READERS[suite.name](Row(path, number, row, suite.name))
         if item is None:
             continue
@@ -153,7 +160,7 @@ def items_hash(items: Sequence[Item]) -> str:
 class Row:
     """A line of a file, with typed access to its columns."""
 
-    path: Path
+    path: Path | str
     line: int  #: from 1
     data: dict[str, Any]
     suite: str

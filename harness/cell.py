@@ -62,7 +62,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     heads.use_reference(context.reference)
     meter = Meter(context.store.work(cell.id) / "meter.json")
     context = dataclasses.replace(context, progress=meter.watching(context.progress))
-    walk = _Walk(cell, context)
+    walk = Walk(cell, context)
     if cell.method in UNTRAINED:
         model, trained, chosen = walk.untrained(), None, None
     else:
@@ -83,7 +83,25 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     return record
 
 
-class _Walk:
+@dataclass(frozen=True)
+class Retrained:
+    """A cell's student, with what a saved copy of it must say."""
+
+    student: LoadedModel
+    trained: Trained
+    root: Path  #: folder of suites
+    batch_size: int  #: of its decoding
+
+
+def retrain(cell: Cell, context: Context) -> Retrained:
+    """The student of a cell, from the work folder where training was over, else trained now; not scored."""
+    heads.use_reference(context.reference)
+    walk = Walk(cell, context)
+    student, trained, _ = walk.trained()
+    return Retrained(student, trained, walk.root, walk._batch_size())
+
+
+class Walk:
     """The state of one cell on its way: resolved paths, the method, the pair."""
 
     def __init__(self, cell: Cell, context: Context) -> None:
@@ -328,6 +346,11 @@ class _Walk:
         seal(file)
         return texts, seconds
 
+    def answers(self, model: LoadedModel, run: SuiteRun, seed: int, count: int) -> list[str]:
+        """The model's answers to the first items of a suite."""
+        items = suites.load(suites.get(run.name), self.root, run.limit)[:count]
+        return self._generate(model, items, self.cell.decoding, seed, "check answers", self._max_prompt())
+
     def _scored(self, suite: Suite, items: Sequence[Item], texts: list[str], seed: int) -> dict[str, Any]:
         self.context.progress(f"score {suite.name}", 0.0)
         result = scoring.score(suite, items, texts, allow_unsafe=self.context.allow_unsafe)
@@ -347,10 +370,7 @@ class _Walk:
                 "steps": trained.steps,
                 "tokens": trained.tokens,
                 "read_tokens": trained.read_tokens,
-                "curve": [
-                    [step, {name: round(value, 6) for name, value in terms.items()}]
-                    for step, terms in trained.curve
-                ],
+                "curve": curve(trained),
                 "checkpoint": f"{settings.checkpoint}: {chosen}",
                 "accumulation": -(-settings.batch // settings.micro_batch),
                 "heads": "reference" if self.context.reference else "tiled",
@@ -371,6 +391,11 @@ class _Walk:
             "data": locate.data_report(self.cell, self.root),
             "template_sha256": _prompt_hash(self.root, self.cell.suites),
         }
+
+
+def curve(trained: Trained) -> list[list[Any]]:
+    """A training's losses as a record keeps them."""
+    return [[step, {name: round(value, 6) for name, value in terms.items()}] for step, terms in trained.curve]
 
 
 def seed_entry(

@@ -23,9 +23,10 @@ from harness.plan import PlanError, Request
 from harness.scales import ScaleError
 from harness.shards import Shard, ShardError
 from harness.store import StoreError
+from harness.students import StudentError
 from harness.tables import TableError
 
-INPUT_ERRORS = (MethodError, PairError, PlanError, ScaleError, StoreError, TableError)
+INPUT_ERRORS = (MethodError, PairError, PlanError, ScaleError, StoreError, StudentError, TableError)
 EXPORTS = ("md", "csv", "tex", "json")
 STOPPED = 130
 
@@ -118,6 +119,11 @@ def _what(group: argparse._ArgumentGroup) -> None:
         help="check a method (or all) against the contract",
     )
     group.add_argument(
+        "--save-student",
+        metavar="CELL",
+        help="save the student of a finished cell as a model folder, trained again if it was not kept",
+    )
+    group.add_argument(
         "--fetch", metavar="WHAT", help="small (all it needs), small:NAME, data, or a hub name"
     )
     group.add_argument(
@@ -186,6 +192,12 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--jobs", metavar="N", type=_count, help="cells side by side; default: what the machine can bear"
     )
+    group.add_argument(
+        "--keep-students", action="store_true", help="save every student trained now in RESULTS/students"
+    )
+    group.add_argument(
+        "--output", metavar="DIR", type=Path, help="of --save-student; default: RESULTS/students/CELL"
+    )
     group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
     group.add_argument(
         "--reference", action="store_true", help="plain heads, whole logits: slow, to check the tiled ones"
@@ -249,12 +261,17 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "conformance": lambda: commands.conformance(options.conformance, options.plugin),
         "fetch": lambda: commands.fetch(options.fetch, _cache(options)),
         "merge": lambda: commands.merge(options.merge, options.results),
+        "save_student": lambda: commands.save_student(
+            options.save_student, options.output, _settings(options, arguments), options.jobs
+        ),
     }
     asked = [name for name in single if getattr(options, name) not in (None, False)]
     own = options.teacher is not None or options.student is not None
     if len(asked) + bool(options.table or own) != 1:
-        several = "--table (or --teacher and --student), --list, --explain, --conformance, --fetch, --merge"
-        raise PlanError(f"ask for one of {several}; see --help")
+        several = ", ".join(f"--{name.replace('_', '-')}" for name in single)
+        raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
+    if options.output is not None and options.save_student is None:
+        raise PlanError("--output belongs to --save-student")
     if asked:
         return single[asked[0]]()
     request, settings = _request(options), _settings(options, arguments)
@@ -311,4 +328,5 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> run.Sett
         allow_unsafe=options.allow_unsafe,
         command=shlex.join(["python", "reproduce.py", *arguments]),
         plugins=tuple(str(Path(file).resolve()) for file in options.plugin),
+        keep_students=options.keep_students,
     )

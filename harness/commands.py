@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dskd import method
 from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.plan import Plan, Request
-from harness.pool import Outcome
+from harness.pool import Job, Outcome
 from harness.shards import Shard
 from harness.store import Store, StoreError
 
@@ -291,6 +292,42 @@ def merge(sources: Sequence[Path], results: Path) -> int:
     merged.carry_out()
     print(f"{merged.read} records read, {new} of them new in {results}")
     return 0
+
+
+def save_student(cell_id: str, output: Path | None, settings: run.Settings, jobs: int | None) -> int:
+    """Save the student of a finished cell: the kept one, else trained again; 1 if that gives another."""
+    from harness import students
+
+    methods.load(settings.plugins)
+    record = students.find(Store(settings.results), cell_id)
+    kept = students.kept(settings.results, cell_id)
+    output = (output or kept).resolve()
+    if output.exists() and (output == kept or not output.is_dir() or any(output.iterdir())):
+        raise students.StudentError(f"{output} is there already; remove it, or name another with --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if kept.is_dir():
+        shutil.copytree(kept, output, dirs_exist_ok=True)
+        print(f"{output}: the student kept when its record was made")
+        return 0
+    students.check_repeatable(record, settings)
+    outcome = _train_again(record, output, settings, jobs)
+    if not outcome.ok:
+        _say(f"not saved: {outcome.reason}")
+        return 1
+    print(f"{output}: trained again, {outcome.value}")
+    return 0
+
+
+def _train_again(
+    record: Mapping[str, Any], output: Path, settings: run.Settings, jobs: int | None
+) -> Outcome:
+    from harness.screen import Screen
+
+    scale, key = record["spec"]["scale"], record["cell"]
+    job = Job(key, f"student {key}", "harness.students:save", (key, output, settings))
+    workers = run.pool(scale, jobs or run.default_jobs(scale), settings)
+    with Screen(1, settings.results / "work" / "run.log") as screen, workers:
+        return workers.run([job], screen)[key]
 
 
 def _say(line: str) -> None:

@@ -522,6 +522,23 @@ def _obstacle(step: Step, request: Request) -> str:
     return next((reason for check in checks if (reason := check(step, request))), "")
 
 
+def unrepeatable(cell: Cell, request: Request) -> str:
+    """Why a finished cell cannot be run again here as it was; empty if it can.
+
+    ``request`` says where models and data are; of its scale, only the cell's own counts.
+    """
+    pair = pairs.get(cell.pair)
+    method, refusal = _method(cell.method, pair)
+    if reason := refusal or _obstacle(Step(cell, pair, "run"), request):
+        return reason
+    row = Row(cell.method, cell.method, "same", ())
+    files = [_suite_file(run.name) for run in cell.suites]
+    files += [_training_file(cell.data)] if cell.data else []
+    then, now = dict(cell.versions), _versions(method, pair, row, request) | _file_versions(files, request)
+    changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    return f"these are not as they were: {', '.join(changed)}" if changed else ""
+
+
 def _no_suites(step: Step, request: Request) -> str:
     missing = [why for run in step.cell.suites if (why := _suite_missing(run.name, request))]
     return missing[0] if missing else "" if step.cell.suites else "none of its suites is here"

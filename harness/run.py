@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Settings:
     allow_unsafe: bool = False  #: run code of models although this machine has no namespaces
     command: str = ""
     plugins: tuple[str, ...] = ()
+    keep_students: bool = False
     compute: str = COMPUTE
 
 
@@ -133,21 +134,33 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
     Raises Busy while another process works on it.
     """
     cell, store = Cell.from_dict(spec), Store(settings.results)
-    lock = store.lock(cell.id, timeout=0)
+    with held(store, cell.id):
+        known = store.get(cell.id)
+        if known is None or known["status"] != "done":
+            known = _function(settings.compute)(cell, settings, progress)
+            store.put(known)
+            if settings.keep_students and cell.training is not None:
+                from harness import students
+
+                folder = students.kept(settings.results, cell.id)
+                students.write(students.find(store, cell.id), settings, folder, progress)
+        shutil.rmtree(store.work(cell.id), ignore_errors=True)
+    diverged = (known["training"] or {}).get("diverged")
+    return f"training diverged: {diverged}" if diverged else ""
+
+
+@contextlib.contextmanager
+def held(store: Store, cell_id: str) -> Iterator[None]:
+    """Hold a cell for this process. Raises Busy while another one has it."""
+    lock = store.lock(cell_id, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise Busy from None
     try:
-        known = store.get(cell.id)
-        if known is None or known["status"] != "done":
-            known = _function(settings.compute)(cell, settings, progress)
-            store.put(known)
-        shutil.rmtree(store.work(cell.id), ignore_errors=True)
+        yield
     finally:
         lock.release()
-    diverged = (known["training"] or {}).get("diverged")
-    return f"training diverged: {diverged}" if diverged else ""
 
 
 def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:

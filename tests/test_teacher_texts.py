@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dskd.method import create
 from harness import methods
-from harness.cell import Context, _Walk
+from harness.cell import Context, Walk
 from harness.cells import Cell, Decoding, Training
 from harness.estimate import FIRST_GUESS, History
 from harness.examples import Example
@@ -26,13 +26,13 @@ def cell(method: str) -> Cell:
 def written(folder: Path, teacher: Path, student: Path, method: str) -> list[Example]:
     pair = PairSpec("own", "small", str(teacher), str(student), True, "table1-same")
     context = Context(Store(folder / "results"), folder / "cache", pair, data=folder)
-    walk = _Walk(cell(method), context)
+    walk = Walk(cell(method), context)
     return walk._teacher_written(PROMPTS, TRAINING, create(method).sampling)
 
 
 def test_the_default_is_one_greedy_answer_under_its_old_key(tmp_path: Path) -> None:
     pair = PairSpec("own", "small", "t", "s", True, "table1-same")
-    walk = _Walk(cell("seqkd"), Context(Store(tmp_path), tmp_path, pair, data=tmp_path))
+    walk = Walk(cell("seqkd"), Context(Store(tmp_path), tmp_path, pair, data=tmp_path))
     found = walk._teacher_decoding(create("seqkd").sampling)
     assert repr(found) == repr(Decoding(temperature=0.0, seeds=(0,), **LIMITS))
 

@@ -110,6 +110,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "--dry-run", action="store_true", help="cells, what is cached, time, and what cannot run and why"
     )
     group.add_argument("--rescore", action="store_true", help="score stored answers again, without a model")
+    group.add_argument("--leaderboard", action="store_true", help="write one HTML page from all records")
     group.add_argument("--explain", metavar="ADDRESS", help="a method's page of the convention ledger")
     group.add_argument(
         "--conformance",
@@ -196,7 +197,10 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "--keep-students", action="store_true", help="save every student trained now in RESULTS/students"
     )
     group.add_argument(
-        "--output", metavar="DIR", type=Path, help="of --save-student; default: RESULTS/students/CELL"
+        "--output",
+        metavar="PATH",
+        type=Path,
+        help="of --leaderboard (default: RESULTS/leaderboard.html), of --save-student (RESULTS/students/CELL)",
     )
     group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
     group.add_argument(
@@ -264,14 +268,15 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "save_student": lambda: commands.save_student(
             options.save_student, options.output, _settings(options, arguments), options.jobs
         ),
+        "leaderboard": lambda: _leaderboard(options),
     }
     asked = [name for name in single if getattr(options, name) not in (None, False)]
     own = options.teacher is not None or options.student is not None
     if len(asked) + bool(options.table or own) != 1:
         several = ", ".join(f"--{name.replace('_', '-')}" for name in single)
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
-    if options.output is not None and options.save_student is None:
-        raise PlanError("--output belongs to --save-student")
+    if options.output is not None and not options.leaderboard and options.save_student is None:
+        raise PlanError("--output belongs to --leaderboard and --save-student")
     if asked:
         return single[asked[0]]()
     request, settings = _request(options), _settings(options, arguments)
@@ -281,6 +286,25 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.rescore:
         return commands.rescore(request, chosen)
     return commands.reproduce(request, chosen)
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    results = options.results.resolve()
+    target = (options.output or results / "leaderboard.html").resolve()
+    if not (results / "records").is_dir():
+        raise PlanError(f"--results {options.results} holds no records")
+    if target.is_dir() or not os.access(_first_folder(target), os.W_OK):
+        raise PlanError(f"--output {options.output or target} cannot be written")
+    if options.data is not None and not options.data.is_dir():
+        raise PlanError(f"--data {options.data} is no folder")
+    return commands.leaderboard(
+        results, target, _cache(options), scale=options.scale, data=options.data, plugins=options.plugin
+    )
+
+
+def _first_folder(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(folder for folder in path.parents if folder.exists())
 
 
 def _request(options: argparse.Namespace) -> Request:

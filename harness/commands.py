@@ -259,6 +259,29 @@ def conformance(address: str, plugins: Sequence[str]) -> int:
     return 1 if broken else 0
 
 
+def leaderboard(
+    results: Path, target: Path, cache: Path, *, scale: str | None, data: Path | None, plugins: Sequence[str]
+) -> int:
+    """Write the page of all records (of one scale) and say what it holds and what not."""
+    from harness import leaderboard as pages
+    from harness.statistics import StatisticsError
+
+    methods.load(plugins)
+    store = Store(results)
+    try:
+        made = pages.make(store, target, cache, scale=scale, data=data)
+    except StatisticsError as error:
+        raise StoreError(str(error)) from None
+    if not made.records:
+        raise plan.PlanError(f"{results} holds no records" + (f" of scale {scale}" if scale else ""))
+    data_ = made.html.encode()
+    write_whole(target, data_)
+    print(f"{target}: {made.records} records on {made.boards} boards, {len(data_) / 1e6:.1f} MB")
+    for line in made.left_out:
+        _say(f"not in the page: {line}")
+    return 0
+
+
 def fetch(wanted: str, cache: Path) -> int:
     """Fetch models and data; 1, and a line for each, where something could not be had."""
     from harness import sources

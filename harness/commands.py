@@ -274,9 +274,9 @@ def leaderboard(
         raise StoreError(str(error)) from None
     if not made.records:
         raise plan.PlanError(f"{results} holds no records" + (f" of scale {scale}" if scale else ""))
-    data_ = made.html.encode()
-    write_whole(target, data_)
-    print(f"{target}: {made.records} records on {made.boards} boards, {len(data_) / 1e6:.1f} MB")
+    text = made.html.encode()
+    write_whole(target, text)
+    print(f"{target}: {made.records} records, {made.boards} boards, {len(text) / 1e6:.1f} MB")
     for line in made.left_out:
         _say(f"not in the page: {line}")
     return 0

@@ -171,6 +171,7 @@ function costCaption(board, column, key) {
   return h("p", { class: "quiet" },
     `Whiskers: 95 % interval. Line: the best score at each ${unit}. `,
     words.length ? `Outside the plot: ${words.join(", ")}. ` : "",
+    key === "peak_rss_mb" && methodsOf(board).some((method) => method.cost.peak_is_bound) ? "Peaks are upper bounds: the processes ran other cells before. " : "",
     "Names that would overlap are left out; point at a mark or a row.");
 }
 

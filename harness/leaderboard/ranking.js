@@ -122,6 +122,7 @@ function boardView(board, state) {
       verdictWords(board, column),
       board.methods.length ? rankingTable(board, column) : null,
       h("p", { class: "quiet" }, legendWords(board, column)),
+      notRun(board),
       familyLegend(methodsOf(board))),
     methodsOf(board).length ? h("div", { class: "figures" }, costFigure(board, column), curvesFigure(board)) : null,
     compareForm(board),
@@ -172,7 +173,8 @@ function rankingTable(board, column) {
   const scale = intervalScale((rows.length ? rows : references).map(({ method }) => method.columns[column]), WIDTH);
   const fixed = [];
   if (references.length) fixed.push({ title: "References, not ranked", rows: references });
-  if (board.apart.length) fixed.push({ title: "Incomplete, not ranked", rows: board.apart.map((method) => ({ method, apart: true })) });
+  const partial = board.apart.filter((method) => method.cells.length);
+  if (partial.length) fixed.push({ title: "Incomplete, not ranked", rows: partial.map((method) => ({ method, apart: true })) });
   return sortable({
     name: "ranking", caption: `Ranking on ${board.id} by ${suiteName(column)}`, classes: "ranking", rows, fixed,
     columns: [...rankColumns(board, column), ...scoreColumns(board, column, scale), ...suiteColumns(board), ...otherColumns(column)],
@@ -247,8 +249,15 @@ function otherColumns(column) {
     { key: "sd", name: "Seed sd", class: "number wide", title: "Standard deviation over training seeds, points", up: true, value: (row) => of(row).seed_sd, cell: (row) => points(of(row).seed_sd) },
     { key: "train", name: "Train s", class: "number", title: "Seconds of training a run", up: true, value: (row) => cost(row, "train_seconds"), cell: (row) => (row.method.ranked ? whole(cost(row, "train_seconds")) : "") },
     { key: "speed", name: "Tok/s", class: "number wide extra", title: "Training tokens a second", value: (row) => cost(row, "tokens_per_second"), cell: (row) => (row.method.ranked ? whole(cost(row, "tokens_per_second")) : "") },
-    { key: "memory", name: "Peak MB", class: "number wide extra", title: "Peak memory of the process", up: true, value: (row) => cost(row, "peak_rss_mb"), cell: (row) => whole(cost(row, "peak_rss_mb")) },
+    { key: "memory", name: "Peak MB", class: "number wide extra", title: "Peak memory, MB; \u2264: of a process that ran other cells before", up: true, value: (row) => cost(row, "peak_rss_mb"), cell: (row) => cost(row, "peak_rss_mb") && `${cost(row, "peak_is_bound") ? "\u2264\u202f" : ""}${whole(cost(row, "peak_rss_mb"))}` },
   ];
+}
+
+/** Rows of the board's tables without any record, by reason. */
+function notRun(board) {
+  const missing = board.apart.filter((method) => !method.cells.length);
+  return unique(missing.map((method) => method.reason)).map((reason) =>
+    h("p", { class: "quiet not-run" }, `${reason[0].toUpperCase()}${reason.slice(1)}: ${listed(missing.filter((method) => method.reason === reason).map((method) => method.label))}.`));
 }
 
 function legendWords(board, column) {

@@ -117,7 +117,7 @@ def _method(board: Board, entrant: Entrant, said: _Said | None) -> Data:
         **_named(entrant.method, said),
         "ranked": entrant.sample.trained,
         "cells": [_cell(record) for record in entrant.records],
-        "cost": {key: _round(value) for key, value in dataclasses.asdict(cost).items()},
+        "cost": {k: v if isinstance(v, bool) else _round(v) for k, v in dataclasses.asdict(cost).items()},
         "columns": {
             column: _column(board, entrant, column, said) for column in (AVERAGE, *board.suites)
         },

@@ -13,6 +13,7 @@ from typing import Any
 from dskd import method
 from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
+from harness.files import write_whole
 from harness.plan import Plan, Request
 from harness.pool import Job, Outcome
 from harness.shards import Shard
@@ -276,7 +277,8 @@ def leaderboard(
         raise plan.PlanError(f"{results} holds no records" + (f" of scale {scale}" if scale else ""))
     text = made.html.encode()
     write_whole(target, text)
-    print(f"{target}: {made.records} records, {made.boards} boards, {len(text) / 1e6:.1f} MB")
+    boards = f"{made.boards} board{'s' if made.boards != 1 else ''}"
+    print(f"{target}: {made.records} records on {boards}, {len(text) / 1e6:.1f} MB")
     for line in made.left_out:
         _say(f"not in the page: {line}")
     return 0

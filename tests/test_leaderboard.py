@@ -139,6 +139,16 @@ def test_another_budget_is_another_board(store: Store, data: Path) -> None:
     assert re.fullmatch(PAIR + "~[0-9a-f]{6}", other.id)
     assert [some.method for some in other.entrants] == ["kl"]
     assert {some.method for some in other.references} == {"teacher", "student"}
+    assert [table.id for table in boards.tables_of(usual)] == ["1", "3"]
+    assert boards.tables_of(other) == []  # no published figure stands beside another protocol
+
+
+def test_a_table_s_budget_is_its_protocol() -> None:
+    """The small records were made with the budget their table states."""
+    found = {board.id: board for board in gather(Store(ROOT / "results").all("small"))}
+    board = found["small/smollm2-same"]
+    assert board.budget["examples"] == 128
+    assert [table.id for table in boards.tables_of(board)] == ["first-small"]
 
 
 def test_the_method_s_own_setting_is_no_budget() -> None:
@@ -358,7 +368,7 @@ def test_the_command_writes_one_file(
     target = tmp_path / "new" / "page.html"
     cache = ("--cache", str(tmp_path / "cache"))
     assert call("--results", str(store.root), "--data", str(data), "--output", str(target), *cache) == 0
-    assert f"{target}: 14 records, 1 boards" in capsys.readouterr().out
+    assert f"{target}: 14 records on 1 board," in capsys.readouterr().out
     assert list(target.parent.iterdir()) == [target]
     made = json.loads(re.search(r'id="data">(.*?)</script>', target.read_text(), re.DOTALL)[1])  # type: ignore[index]
     assert made["results"] == "../results"

@@ -20,6 +20,7 @@ from dskd.method import MethodError, Spec
 from harness import pairs, scales, statistics, store, tables
 from harness.cells import UNTRAINED, Cell
 from harness.pairs import PairError, PairSpec
+from harness.scales import Setting
 from harness.statistics import Sample
 from harness.tables import Table
 
@@ -95,14 +96,22 @@ def gather(records: Iterable[Record]) -> list[Board]:
 
 
 def tables_of(board: Board) -> list[Table]:
-    """The tables a board belongs to, each cut down to the board's side and suites."""
+    """The tables whose protocol is the board's, each cut down to the board's side and suites."""
     found = []
     for table in map(tables.load, tables.ids()):
         sides = [side for side in table.sides if table.pair(board.scale, side) == board.pair.name]
-        if table.group == board.group and sides and set(board.suites) <= set(table.suites):
+        alike = table.group == board.group and set(board.suites) <= set(table.suites)
+        if sides and alike and _protocol(table, board) == board.budget:
             keys = {row.key for row in table.rows if row.side in sides}
             found.append(tables.only(table, board.suites, keys))
     return found
+
+
+@functools.cache
+def label(address: str) -> str:
+    """What the tables call a method; where none has it, its address."""
+    rows = (row for name in tables.ids() for row in tables.load(name).rows)
+    return next((row.label for row in rows if row.method == address), address)
 
 
 # protocols
@@ -140,16 +149,25 @@ def _pair(spec: Mapping[str, Any]) -> PairSpec:
 
 def _budget(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a trained cell that differ from the scale's own for its method, by name."""
-    cell, pair = Cell.from_dict(dict(spec)), _pair(spec)
-    usual = scales.setting(pair, cell.group, Spec.parse(cell.method).name)
-    mine, theirs = dataclasses.asdict(cell.training or usual.training), dataclasses.asdict(usual.training)
-    found = {key: value for key, value in mine.items() if value != theirs[key]}
+    cell = Cell.from_dict(dict(spec))
+    usual = scales.setting(_pair(spec), cell.group, Spec.parse(cell.method).name)
     limits = {run.limit for run in cell.suites}
-    if limits != {usual.limit}:
-        found["prompts"] = "/".join(sorted(str(limit or "all") for limit in limits))
-    given, own = dataclasses.asdict(cell.decoding), dataclasses.asdict(usual.decoding)
-    found |= {key: value for key, value in given.items() if value != own[key]}
-    return found | ({"data": cell.data} if cell.data != usual.data else {})
+    given = Setting(cell.training or usual.training, cell.decoding, cell.data, limits.pop())
+    return _changes(given, usual) | ({"prompts": "mixed"} if limits else {})
+
+
+def _protocol(table: Table, board: Board) -> dict[str, Any]:
+    """What a table changes in its scale's settings, as a board's budget has it."""
+    usual = scales.setting(board.pair, table.group)
+    return _changes(scales.setting(board.pair, table.group, "", table.budget.get(board.scale)), usual)
+
+
+def _changes(given: Setting, usual: Setting) -> dict[str, Any]:
+    """Training, decoding, items of a suite (``prompts``) and training set, where they differ."""
+    mine, theirs = dataclasses.asdict(given), dataclasses.asdict(usual)
+    parts = [(mine[part], theirs[part]) for part in ("training", "decoding")]
+    parts.append(({"prompts": given.limit, "data": given.data}, {"prompts": usual.limit, "data": usual.data}))
+    return {key: value for a, b in parts for key, value in a.items() if value != b[key]}
 
 
 def _name(boards: Sequence[Board]) -> None:

@@ -91,7 +91,7 @@ function overview(boards, current, state) {
     { key: "pair", name: "Pair", head: true, up: true, start: true, value: ({ board }) => DATA.boards.indexOf(board),
       cell: ({ board, current: here }) => h("a", { href: address({ board: board.id }), "aria-current": here ? "true" : null }, board.id) },
     { key: "vocabulary", name: "Vocabulary", class: "wide", up: true, value: ({ board }) => board.vocabulary, cell: ({ board }) => board.vocabulary },
-    { key: "task", name: "Task", class: "wide", up: true, value: ({ board }) => board.group, cell: ({ board }) => [board.group, budgetWords(board).length ? h("span", { class: "quiet", title: budgetWords(board).join(", ") }, ", own budget") : null] },
+    { key: "task", name: "Task", class: "wide", up: true, value: ({ board }) => board.group, cell: ({ board }) => [board.group, budgetWords(board).length && !board.tables.length ? h("span", { class: "quiet", title: budgetWords(board).join(", ") }, ", own budget") : null] },
     { key: "leader", name: "Leader", class: "leader", up: true, value: ({ leader }) => leader && leader.label,
       cell: ({ board, leader }) => (leader ? h("a", { href: address({ board: board.id, method: leader.method }) }, familyIcon(leader.family), leader.label) : "nobody yet") },
     { key: "score", name: "Score", class: "number score", title: "Mean with its 95 % interval, points", value: ({ score }) => score && score.mean,

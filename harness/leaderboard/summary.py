@@ -11,7 +11,7 @@ from dskd import method as methods
 from dskd.method import MethodError
 from harness import page as words
 from harness import ranking, statistics, tables, verdict
-from harness.leaderboard.boards import Apart, Board, Entrant, Record, family, tables_of
+from harness.leaderboard.boards import Apart, Board, Entrant, Record, family, label, tables_of
 from harness.ranking import Ranking
 from harness.statistics import Estimate, Sample, StatisticsError
 from harness.tables import AVERAGE, Table
@@ -39,7 +39,7 @@ def describe(board: Board) -> Data:
         "seeds": list(board.seeds),
         "budget": dict(board.budget),
         "methods": [_method(board, entrant, said.get(entrant.method)) for entrant in shown],
-        "apart": [_apart(some, said.get(some.method), board) for some in _all_apart(board, said)],
+        "apart": [_apart(some, board) for some in _all_apart(board, said)],
         "views": {column: _view(board, column) for column in (AVERAGE, *board.suites)},
         "claims": [claim for result in judged for claim in _claims(result)],
         "tables": [_table(result.table) for result in judged],
@@ -87,10 +87,10 @@ def _suite(board: Board, name: str) -> Data:
 # methods
 
 
-def _named(address: str, said: _Said | None) -> Data:
+def _named(address: str) -> Data:
     return {
         "method": address,
-        "label": said.row.row.label if said else address,
+        "label": label(address),
         "family": family(address),
         "about": _about(address),
     }
@@ -114,7 +114,7 @@ def _about(address: str) -> Data | None:
 def _method(board: Board, entrant: Entrant, said: _Said | None) -> Data:
     cost = statistics.cost(entrant.records)
     return {
-        **_named(entrant.method, said),
+        **_named(entrant.method),
         "ranked": entrant.sample.trained,
         "cells": [_cell(record) for record in entrant.records],
         "cost": {k: v if isinstance(v, bool) else _round(v) for k, v in dataclasses.asdict(cost).items()},
@@ -164,12 +164,8 @@ def _gap(board: Board, entrant: Entrant, column: str) -> list[float | None] | No
 def _published(column: str, said: _Said | None) -> Data:
     """The published figure with its marks, where it comes from, and the verdict on ours."""
     if said is None:
-        return {
-            "published": "none",
-            "source": "",
-            "verdict": "not comparable",
-            "why": "no table has this row",
-        }
+        why = "no table of this protocol has the row"
+        return {"published": "none", "source": "", "verdict": "not comparable", "why": why}
     cell = said.row.cells[column]
     if column == AVERAGE and not said.whole:
         why = "the published average is over other suites than this board's"
@@ -193,14 +189,14 @@ def _all_apart(board: Board, said: Mapping[str, _Said]) -> list[Apart]:
     return [*board.apart, *missing]
 
 
-def _apart(some: Apart, said: _Said | None, board: Board) -> Data:
+def _apart(some: Apart, board: Board) -> Data:
     """What there is of an incomplete method: means of the suites it has, run by run, and no average."""
     runs = {
         suite: [_mean(record["scores"][suite]) for record in some.records if suite in record["scores"]]
         for suite in board.suites
     }
     cells = [_cell(record) for record in some.records]
-    return {**_named(some.method, said), "reason": some.reason, "cells": cells, "runs": runs}
+    return {**_named(some.method), "reason": some.reason, "cells": cells, "runs": runs}
 
 
 def _mean(scores: Mapping[str, Any]) -> float | None:

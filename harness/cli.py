@@ -200,7 +200,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
         "--output",
         metavar="PATH",
         type=Path,
-        help="of --leaderboard (default: RESULTS/leaderboard.html), of --save-student (RESULTS/students/CELL)",
+        help="of --leaderboard (RESULTS/leaderboard.html) or --save-student (RESULTS/students/CELL)",
     )
     group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
     group.add_argument(
@@ -276,7 +276,7 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         several = ", ".join(f"--{name.replace('_', '-')}" for name in single)
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
     if options.output is not None and not options.leaderboard and options.save_student is None:
-        raise PlanError("--output belongs to --leaderboard and --save-student")
+        raise PlanError("--output belongs to --save-student and --leaderboard")
     if asked:
         return single[asked[0]]()
     request, settings = _request(options), _settings(options, arguments)

@@ -402,7 +402,7 @@ def test_a_damaged_record_is_refused(store: Store, capsys: pytest.CaptureFixture
 
 def test_output_belongs_to_the_leaderboard(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--list", "--output", "x.html"]) == 2
-    assert "--output is where --leaderboard writes" in capsys.readouterr().err
+    assert "--output belongs to --save-student and --leaderboard" in capsys.readouterr().err
 
 
 def test_nothing_heavy_is_loaded(store: Store, data: Path) -> None:

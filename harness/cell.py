@@ -51,6 +51,7 @@ class Context:
     progress: Progress = _silent
     reference: bool = False  #: plain heads instead of tiled ones
     allow_unsafe: bool = False  #: see evals/sandbox.py
+    trust_remote_code: bool = False  #: see models.trust_remote_code
     command: str = ""
 
 
@@ -60,6 +61,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     The caller clears the store's work folder once the record is stored.
     """
     heads.use_reference(context.reference)
+    models.trust_remote_code(context.trust_remote_code)
     meter = Meter(context.store.work(cell.id) / "meter.json")
     context = dataclasses.replace(context, progress=meter.watching(context.progress))
     walk = Walk(cell, context)
@@ -186,13 +188,11 @@ class Walk:
             return data.PairedData(examples, own, None, None), None
         ref = self.context.pair.teacher
         path = self.path(ref)
-        from transformers import AutoTokenizer
-
         vocabulary = student.side().vocabulary
         other = own
         if not self._same_vocabulary(vocabulary, teacher.vocabulary, method):
             wide = {"max_prompt": settings.max_prompt, "max_length": settings.max_length}
-            other = data.encode_examples(AutoTokenizer.from_pretrained(path), examples, **wide)
+            other = data.encode_examples(models.load_tokenizer(path), examples, **wide)
         pairs = data.align(method.needs.alignment, own, other, vocabulary, teacher.vocabulary)
         states = hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
         return data.PairedData(examples, own, other, pairs), states

@@ -18,6 +18,7 @@ from typing import NoReturn
 from dskd.method import MethodError
 from harness import commands, run, scales, tables
 from harness.commands import Options
+from harness.doctor import DoctorError
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
 from harness.scales import ScaleError
@@ -26,7 +27,10 @@ from harness.store import StoreError
 from harness.students import StudentError
 from harness.tables import TableError
 
-INPUT_ERRORS = (MethodError, PairError, PlanError, ScaleError, StoreError, StudentError, TableError)
+INPUT_ERRORS = (
+    *(DoctorError, MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
+    *(StudentError, TableError),
+)
 EXPORTS = ("md", "csv", "tex", "json")
 STOPPED = 130
 
@@ -108,6 +112,9 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--list", action="store_true", help="methods, tables, suites and pairs")
     group.add_argument(
         "--dry-run", action="store_true", help="cells, what is cached, time, and what cannot run and why"
+    )
+    group.add_argument(
+        "--doctor", action="store_true", help="what is wrong or will surprise, with remedies, before any run"
     )
     group.add_argument("--rescore", action="store_true", help="score stored answers again, without a model")
     group.add_argument("--leaderboard", action="store_true", help="write one HTML page from all records")
@@ -211,6 +218,11 @@ def _how(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="run programs written by models although this machine has no namespaces to lock them in",
     )
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python files that a model's folder brings; read them first",
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -272,6 +284,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     }
     asked = [name for name in single if getattr(options, name) not in (None, False)]
     own = options.teacher is not None or options.student is not None
+    if options.doctor and not asked and not (options.table or own):
+        return commands.doctor(None, Options(_settings(options, arguments), 1, None))
     if len(asked) + bool(options.table or own) != 1:
         several = ", ".join(f"--{name.replace('_', '-')}" for name in single)
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
@@ -281,6 +295,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return single[asked[0]]()
     request, settings = _request(options), _settings(options, arguments)
     chosen = Options(settings, options.jobs or run.default_jobs(request.scale), options.export)
+    if options.doctor:
+        return commands.doctor(request, chosen)
     if options.dry_run:
         return commands.dry_run(request, chosen)
     if options.rescore:
@@ -350,6 +366,7 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> run.Sett
         data=options.data.resolve() if options.data else None,
         reference=options.reference,
         allow_unsafe=options.allow_unsafe,
+        trust_remote_code=options.trust_remote_code,
         command=shlex.join(["python", "reproduce.py", *arguments]),
         plugins=tuple(str(Path(file).resolve()) for file in options.plugin),
         keep_students=options.keep_students,

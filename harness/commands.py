@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
+from harness import doctor as doctors
 from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.files import write_whole
@@ -33,6 +34,8 @@ def reproduce(request: Request, options: Options) -> int:
     """Run what is missing, then print the tables, even when cells failed. 1 unless every cell is there."""
     planned, store = _plan(request, options)
     outcomes: dict[str, Outcome] = {}
+    if planned.of("run"):
+        _look_first(planned, options)
     todo = planned.of("run")
     if todo:
         _say(_intention(planned, options))
@@ -50,6 +53,31 @@ def reproduce(request: Request, options: Options) -> int:
         _say(f"failed: {step.title}: {reason}")
     whole = not run.failures(planned, outcomes) and not planned.of("refused")
     return 0 if whole else 1
+
+
+def _look_first(planned: Plan, options: Options) -> None:
+    """Say what is new of what the doctor finds; cells with an error are not started.
+
+    Raises DoctorError where that leaves none, or where the input is the user's own.
+    """
+    found = doctors.examine(planned, options.settings, options.jobs, glance=True)
+    doctors.triage(planned, found)
+    for finding in doctors.said_first(found, options.settings.results):
+        _say(f"{finding.severity}: {finding}")
+
+
+def doctor(request: Request | None, options: Options) -> int:
+    """Everything the doctor finds, about the machine or about a request; 1 if there is an error."""
+    if request is None:
+        found = doctors.survey(options.settings)
+    else:
+        planned, _ = _plan(request, options)
+        found = doctors.examine(planned, options.settings, options.jobs, glance=False)
+    for finding in found:
+        print(f"{finding.severity}: {finding.about}\n  {finding.reason}\n  remedy: {finding.remedy}")
+    counts = Counter(finding.severity for finding in found)
+    print(", ".join(f"{counts[severity]} {severity}s" for severity in doctors.SEVERITIES))
+    return 1 if counts["error"] else 0
 
 
 def _share(planned: Plan, store: Store, shard: Shard) -> str:

@@ -12,6 +12,9 @@ from harness.cells import UNTRAINED, Cell
 from harness.pairs import MODELS, PairSpec
 from harness.scales import DATA
 
+#: A teacher's hidden states on one text set that are larger than this are recomputed instead of kept (bytes).
+DISK_BUDGET = 20 * 2**30
+
 #: How the GPU hours are reckoned.
 BASIS = (
     "2 FLOPs per parameter and token forward, 4 backward (2 under LoRA), the teacher forward once; "

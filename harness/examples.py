@@ -58,9 +58,9 @@ def _example(where: str, number: int, row: dict[str, Any]) -> Example | None:
         elif "question" in row:  # GSM8K
             prompt, output = maths_prompt(row["question"]), row["answer"]
         else:
+            prompt, output = function_prompt(row["text"], row["test_list"]), row["code"]
             if row.get("task_id", number) not in MBPP_TRAINING:
                 return None
-            prompt, output = function_prompt(row["text"], row["test_list"]), row["code"]
     except (KeyError, TypeError, AttributeError) as error:
         wanted = "'prompt' and 'output', 'question' and 'answer', or 'text', 'test_list' and 'code'"
         raise DataError(f"{where}: needs {wanted} ({error!r})") from None

@@ -22,6 +22,15 @@ from harness.files import file_hash, write_whole
 Progress = Callable[[str, float], None]
 
 
+_trusted = False
+
+
+def trust_remote_code(trusted: bool) -> None:
+    """Whether Python files that a model folder brings may be run in this process; at first they may not."""
+    global _trusted  # noqa: PLW0603 - as the libraries below keep theirs
+    _trusted = trusted
+
+
 class ModelError(ValueError):
     """A model that cannot take part, with the reason."""
 
@@ -71,16 +80,30 @@ def cut_side(lm: Any, vocabulary: Vocabulary) -> Side:
 
 def load(path: Path, ref: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a model folder (safetensors only, no remote code)."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{ref}: the tokenizer has no EOS token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    lm = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        trust_remote_code=_trusted,
+        output_loading_info=True,
     )
+    lm, told = loaded
+    lacking = sorted({*told["missing_keys"], *(str(found[0]) for found in told["mismatched_keys"])})
+    if lacking:  # transformers draws them at random and only warns
+        raise ModelError(f"{ref}: its weights do not hold {', '.join(lacking[:3])}; a whole model is needed")
     lm.eval()
     return LoadedModel(lm, tokenizer, path, ref)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=_trusted)
 
 
 def add_lora(model: LoadedModel, lora: Lora) -> None:
@@ -118,7 +141,8 @@ def trainable(module: nn.Module | None) -> list[nn.Parameter]:
 
 def fingerprint(path: Path) -> str:
     """SHA-256 over config, weights and tokenizer files of a model folder, remembered by size and time."""
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".txt"))
+    kinds = (".safetensors", ".json", ".model", ".txt", ".py")
+    files = sorted(p for p in path.iterdir() if p.suffix in kinds)
     stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     memo = path / ".fingerprint"
     try:
@@ -143,7 +167,7 @@ def _check(stamp: list[list[Any]], sha256: str) -> str:
 
 def describe(path: Path, ref: str) -> dict[str, Any]:
     """What a record says of a model."""
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=_trusted)
     return {
         "ref": ref,
         "sha256": fingerprint(path),

@@ -7,11 +7,11 @@ name ``org/name``, or the path of a local folder.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from harness.folder import FolderError, ModelFolder
 
 Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross"]
 ARROW = "->"
@@ -31,6 +31,11 @@ class PairSpec:
     student: str
     same_vocabulary: bool | None  #: None: only the tokenizers can tell
     recipe: Recipe  #: for the group instructions; maths and code have one setting each
+
+    @property
+    def label(self) -> str:
+        """The name, or the two models of a user's own pair."""
+        return f"{self.teacher} {ARROW} {self.student}" if ARROW in self.name else self.name
 
 
 @dataclass(frozen=True)
@@ -150,12 +155,9 @@ def _same_vocabulary(teacher: str, student: str) -> bool | None:
 
 def _vocabulary(ref: str) -> dict[str, int] | None:
     """Token -> id from a local tokenizer.json, or None."""
-    try:
-        data = json.loads((Path(ref) / "tokenizer.json").read_text(encoding="utf-8"))
-        vocabulary = data["model"]["vocab"]
-        added: Iterable[dict[str, object]] = data.get("added_tokens", ())
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (Path(ref) / "tokenizer.json").is_file():
         return None
-    if isinstance(vocabulary, list):  # Unigram: [[token, score], ...]
-        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
-    return {**vocabulary, **{str(token["content"]): int(str(token["id"])) for token in added}}
+    try:
+        return ModelFolder(Path(ref)).vocabulary
+    except (FolderError, AttributeError, KeyError, TypeError, ValueError):
+        return None

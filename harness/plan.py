@@ -89,7 +89,7 @@ class Plan:
     @property
     def builds(self) -> list[str]:
         """Models of scale tiny that the cells to run need, each once."""
-        refs = [ref for step in self.of("run") for ref in _refs(step.cell.method, step.pair)]
+        refs = [ref for step in self.of("run") for ref in model_refs(step.cell.method, step.pair)]
         return [ref for ref in dict.fromkeys(refs) if ref.startswith("tiny:")]
 
     def cells(self, table: Table, side: Side, address: str) -> list[Step]:
@@ -241,7 +241,7 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
     suites, unseen, missing = _suites(table, setting, request)
     absent.extend(missing)
     data = _training_set(setting.data, request) if row.trained else ""
-    files = [_suite_file(run.name) for run in suites] + ([_training_file(data)] if data else [])
+    files = [suite_file(run.name) for run in suites] + ([training_file(data)] if data else [])
     known = _versions(method, pair, row, request) | _file_versions(files, request)
     for seed in seeds:
         cell = Cell(
@@ -304,17 +304,17 @@ def suite_version(name: str) -> int:
 
 def _suite_missing(name: str, request: Request) -> str:
     """Why a suite's file cannot be read (empty if it can; the tiny world is made when needed)."""
-    return _file_missing(_suite_file(name), request)
+    return _file_missing(suite_file(name), request)
 
 
-def _suite_file(name: str) -> str:
+def suite_file(name: str) -> str:
     """A suite's name in the data folder, without .jsonl."""
     from evals import suites
 
     return suites.get(name).file.removesuffix(".jsonl")
 
 
-def _training_file(name: str) -> str:
+def training_file(name: str) -> str:
     """A training set's name in the data folder, without .jsonl; a user's own file as it is."""
     return locate.TRAINING_FILES.get(name, name).removesuffix("" if Path(name).is_absolute() else ".jsonl")
 
@@ -322,12 +322,12 @@ def _training_file(name: str) -> str:
 def _file_missing(name: str, request: Request) -> str:
     if request.scale == "tiny":
         return ""
-    path, _, remedy = _data_file(name, request.cache, request.data)
+    path, _, remedy = data_file(name, request.cache, request.data)
     return "" if path is not None else f"{name} is not here; {remedy}"
 
 
 @functools.cache
-def _data_file(name: str, folder: Path, given: Path | None) -> tuple[Path | None, str, str]:
+def data_file(name: str, folder: Path, given: Path | None) -> tuple[Path | None, str, str]:
     """(path, SHA-256, remedy) of a file of the data folder, or of a user's own training file."""
     from harness import sources
 
@@ -362,7 +362,7 @@ def _versions(method: Method | None, pair: PairSpec, row: Row, request: Request)
         found |= _hidden_versions(method)
     if request.scale == "tiny":
         found |= _tiny_versions()
-    for ref in _refs(row.method, pair) if method is not None or not row.trained else ():
+    for ref in model_refs(row.method, pair) if method is not None or not row.trained else ():
         if not ref.startswith("tiny:") and (path := resolve(ref, request.cache)[0]) is not None:
             found[f"files of {ref}"] = fingerprint(path)
     return found
@@ -383,7 +383,7 @@ def _file_versions(names: Iterable[str], request: Request) -> dict[str, int]:
     """48 bits of each data file's SHA-256; the tiny world has a version instead."""
     if request.scale == "tiny":
         return {}
-    hashes = {name: _data_file(name, request.cache, request.data)[1] for name in names}
+    hashes = {name: data_file(name, request.cache, request.data)[1] for name in names}
     return {f"file {name}": int(sha256[:12], 16) for name, sha256 in hashes.items() if sha256}
 
 
@@ -394,7 +394,7 @@ def _tiny_versions() -> dict[str, int]:
     return {"world": WORLD_VERSION, "tiny": TINY_VERSION}
 
 
-def _refs(address: str, pair: PairSpec) -> tuple[str, ...]:
+def model_refs(address: str, pair: PairSpec) -> tuple[str, ...]:
     """The models a row needs."""
     if address in UNTRAINED:
         return (pair.teacher if address == "teacher" else pair.student,)
@@ -418,7 +418,7 @@ def fingerprint(path: Path) -> int:
     whole hash.
     """
     digest = hashlib.sha256()
-    kinds = (".safetensors", ".json", ".model", ".txt")
+    kinds = (".safetensors", ".json", ".model", ".txt", ".py")
     for file in sorted(p for p in path.iterdir() if p.suffix in kinds and not p.name.startswith(".")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -433,8 +433,12 @@ def fingerprint(path: Path) -> int:
 
 
 def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
-    """Find finished records and obstacles, and estimate the rest."""
-    open_steps = []
+    """Find finished records and obstacles, and estimate the rest.
+
+    Raises PlanError where a user's own models or data are what stands in the way.
+    """
+    open_steps: list[Step] = []
+    blocked: list[Step] = []
     known = _Elsewhere(store, request)
     for step in steps:
         if step.state != "run":
@@ -450,9 +454,13 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
             step.lacking, step.cell, step.state = known.lacking(step), found, "done"
         elif reason := _obstacle(step, request):
             step.state, step.reason = "refused", reason
+            blocked.append(step)
         else:
             step.reason = f"failed before: {record['reason']}" if record is not None else ""
             open_steps.append(step)
+    own_models, own_data = request.teacher is not None, request.data is not None
+    if blocked and request.scale != "paper" and (own_models or (own_data and not open_steps)):
+        raise PlanError(blocked[0].reason)  # what the user gave is not there, or cannot be used
     if open_steps:
         history = History.of(_readable(store, request.scale))
         for step in open_steps:
@@ -478,11 +486,10 @@ class _Elsewhere:
         """Names of models and data files of the cell that are not on this machine."""
         if self.request.scale == "tiny":
             return ()
-        refs = [
-            ref for ref in _refs(step.cell.method, step.pair) if resolve(ref, self.request.cache)[0] is None
-        ]
-        files = [_suite_file(run.name) for run in (*step.cell.suites, *step.unseen)]
-        files += [_training_file(step.cell.data)] if step.cell.data else []
+        needed = model_refs(step.cell.method, step.pair)
+        refs = [ref for ref in needed if resolve(ref, self.request.cache)[0] is None]
+        files = [suite_file(run.name) for run in (*step.cell.suites, *step.unseen)]
+        files += [training_file(step.cell.data)] if step.cell.data else []
         return (*refs, *dict.fromkeys(name for name in files if _file_missing(name, self.request)))
 
     def find(self, step: Step) -> Cell | None:
@@ -532,8 +539,8 @@ def unrepeatable(cell: Cell, request: Request) -> str:
     if reason := refusal or _obstacle(Step(cell, pair, "run"), request):
         return reason
     row = Row(cell.method, cell.method, "same", ())
-    files = [_suite_file(run.name) for run in cell.suites]
-    files += [_training_file(cell.data)] if cell.data else []
+    files = [suite_file(run.name) for run in cell.suites]
+    files += [training_file(cell.data)] if cell.data else []
     then, now = dict(cell.versions), _versions(method, pair, row, request) | _file_versions(files, request)
     changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     return f"these are not as they were: {', '.join(changed)}" if changed else ""
@@ -556,7 +563,7 @@ def _no_gpu(step: Step, request: Request) -> str:
 
 
 def _no_model(step: Step, request: Request) -> str:
-    for ref in _refs(step.cell.method, step.pair):
+    for ref in model_refs(step.cell.method, step.pair):
         if not ref.startswith("tiny:"):
             path, remedy = resolve(ref, request.cache)
             if path is None:
@@ -565,7 +572,7 @@ def _no_model(step: Step, request: Request) -> str:
 
 
 def _no_data(step: Step, request: Request) -> str:
-    return _file_missing(_training_file(step.cell.data), request) if step.cell.training is not None else ""
+    return _file_missing(training_file(step.cell.data), request) if step.cell.training is not None else ""
 
 
 def _ordered(steps: list[Step]) -> list[Step]:

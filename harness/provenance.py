@@ -93,8 +93,16 @@ def memory_bytes(key: str = "MemAvailable") -> int:
     """A figure of /proc/meminfo in bytes; 0 where the system has none."""
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
+            found = int(line.split()[1]) * 1024
+            return min(found, _group_memory()) if key == "MemAvailable" else found
     return 0
+
+
+def _group_memory() -> int:
+    """What the control group of a container leaves (cgroup v2); a very large number without a limit."""
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_lines(group / name) for name in ("memory.max", "memory.current"))
+    return int(limit[0]) - int(used[0]) if limit and used and limit[0].isdigit() else 1 << 62
 
 
 @cache

@@ -38,6 +38,7 @@ class Settings:
     data: Path | None = None
     reference: bool = False
     allow_unsafe: bool = False  #: run code of models although this machine has no namespaces
+    trust_remote_code: bool = False  #: run Python files that model folders bring
     command: str = ""
     plugins: tuple[str, ...] = ()
     keep_students: bool = False
@@ -177,6 +178,7 @@ def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any
         progress=progress,
         reference=settings.reference,
         allow_unsafe=settings.allow_unsafe,
+        trust_remote_code=settings.trust_remote_code,
         command=settings.command,
     )
     return cells.run(cell, context)

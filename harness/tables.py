@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from dskd.method import MethodError, Spec
+from evals.suites import SUITES
 from harness.cells import UNTRAINED
 from harness.scales import ScaleError, parse_overrides
 
@@ -321,6 +322,9 @@ def _check(table: Table, top: _Node) -> None:
             raise top.error(key, f"{', '.join(sorted(double))} occurs twice")
     if not table.suites or AVERAGE in table.suites:
         raise top.error("columns", f"name the suites; {AVERAGE} is added by itself")
+    for suite in table.suites:
+        if suite not in SUITES:
+            raise top.error("columns", f"no suite {suite!r}" + nearest(suite, SUITES))
     for scale in SCALES:
         for side in table.sides:
             if side not in table.pairs[scale] and side not in table.absent[scale]:

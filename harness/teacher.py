@@ -26,12 +26,11 @@ from torch import Tensor
 from dskd.batch import Side
 from dskd.vocabulary import Vocabulary
 from harness.data import Encoded, pack
+from harness.estimate import DISK_BUDGET
 from harness.files import file_hash, intact, seal, write_whole
-from harness.models import LoadedModel, Progress, fingerprint, load
+from harness.models import LoadedModel, Progress, fingerprint, load, load_tokenizer
 from harness.versions import TRAINER
 
-#: Hidden states larger than this are recomputed instead of kept (bytes).
-DISK_BUDGET = 20 * 2**30
 TOKENS_PER_FORWARD = 4096
 
 
@@ -103,9 +102,7 @@ def hidden_states(
 
 def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype) -> Side:
     """Head, embedding and vocabulary of a teacher, without loading its layers a second time."""
-    from transformers import AutoTokenizer
-
-    vocabulary = Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(path))
+    vocabulary = Vocabulary.from_tokenizer(load_tokenizer(path))
     file = cache / "teacher" / f"side-{fingerprint(path)[:20]}-{str(dtype).split('.')[1]}.safetensors"
     with _locked(file):
         if not intact(file):

@@ -78,7 +78,12 @@ _SP_SPECIAL = ("<unk>", "<s>", "</s>")
 
 def world(cache: Path) -> Path:
     """The folder with the suites and training files, written on first use."""
-    return _once(cache / "tiny" / f"world-{town.WORLD_VERSION}", town.write)
+    return _once(world_place(cache), town.write)
+
+
+def world_place(cache: Path) -> Path:
+    """Where that folder lies once it is written."""
+    return cache / "tiny" / f"world-{town.WORLD_VERSION}"
 
 
 def build(ref: str, cache: Path, progress: Progress | None = None) -> Path:
@@ -93,8 +98,16 @@ def build(ref: str, cache: Path, progress: Progress | None = None) -> Path:
 
 def _build(ref: str, recipe: Recipe, cache: Path, progress: Progress) -> Path:
     name = ref.removeprefix("tiny:")
-    folder = cache / "tiny" / f"{name}-{_key(recipe)}"
-    return _once(folder, lambda into: _make(name, recipe, cache, into, progress))
+    return _once(_place(ref, recipe, cache), lambda into: _make(name, recipe, cache, into, progress))
+
+
+def place(ref: str, cache: Path) -> Path:
+    """Where a model lies once it is built."""
+    return _place(ref, REFS[ref], cache)
+
+
+def _place(ref: str, recipe: Recipe, cache: Path) -> Path:
+    return cache / "tiny" / f"{ref.removeprefix('tiny:')}-{_key(recipe)}"
 
 
 def _key(recipe: Recipe) -> str:

@@ -303,7 +303,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, weights: int | None, data: int |
 
     monkeypatch.setattr(plan, "resolve", resolve)
     monkeypatch.setattr(plan, "fingerprint", lambda path: weights)
-    monkeypatch.setattr(plan, "_data_file", data_file)
+    monkeypatch.setattr(plan, "data_file", data_file)
 
 
 def small(results: Path, **changes: object) -> Plan:

@@ -18,7 +18,7 @@ Kind = Literal["local", "package", "hub", "missing"]
 #: Rises whenever the same packages would give another folder; folders of an older one are made again.
 CONVERSION = 1
 MANIFEST = ".source.json"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,9 @@ def resolve(ref: str, cache: Path) -> Resolution:
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return _local(ref, folder)
-    if _HUB_NAME.fullmatch(ref.partition("@")[0]):
+    if _HUB_NAME.fullmatch(ref) and ".." not in re.split("[/@]", ref):
         return _hub(ref)
-    return Resolution(
-        ref, "missing", remedy=f"{ref} is no folder; give the path of a model folder or org/name"
-    )
+    return Resolution(ref, "missing", remedy="it is no folder; give the path of a model folder or org/name")
 
 
 def model_folder(name: str, cache: Path) -> Path:

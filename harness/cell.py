@@ -18,7 +18,7 @@ from dskd import heads
 from dskd.batch import Pair, Side
 from dskd.method import Method, Sampling, create
 from dskd.vocabulary import Vocabulary, VocabularyPair
-from evals import scoring, suites
+from evals import programs, scoring, suites
 from evals.decoding import generate, generate_ids
 from evals.prompts import encode_prompts
 from evals.suites import Item, Suite
@@ -326,6 +326,7 @@ class Walk:
                     len(ids) for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]
                 )
                 entry["seeds"][str(seed)] = self._scored(suite, items, texts, seed)
+            add_pass_at_k(suite, entry)
             scores[run.name] = entry
         return scores, seconds, tokens
 
@@ -396,6 +397,13 @@ class Walk:
 def curve(trained: Trained) -> list[list[Any]]:
     """A training's losses as a record keeps them."""
     return [[step, {name: round(value, 6) for name, value in terms.items()}] for step, terms in trained.curve]
+
+
+def add_pass_at_k(suite: Suite, entry: dict[str, Any]) -> None:
+    """Add pass@k to a code suite's scores, where several decoding seeds are samples of each answer."""
+    if suite.kind == "code" and len(entry["seeds"]) > 1:
+        found = programs.pass_at_ks([run["per_item"] for run in entry["seeds"].values()])
+        entry["pass@k"] = {str(k): round(value, 4) for k, value in found.items()}
 
 
 def seed_entry(

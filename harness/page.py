@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from evals import programs, suites
 from harness.statistics import Estimate
 from harness.tables import AVERAGE, Figure, Table
 from harness.verdict import CellVerdict, Census, ClaimVerdict, RowVerdict, TableVerdict
@@ -172,8 +176,21 @@ def _row_notes(result: TableVerdict) -> list[str]:
         for row in result.rows.values()
         if row.diverged
     ]
+    notes += [
+        f"{row.row.side}/{row.row.label}, {suite}: {_pass_at_k(row.sample.scores[suite])}"
+        for row in result.rows.values()
+        if row.sample is not None and not row.sample.greedy
+        for suite in result.table.suites
+        if suites.get(suite).kind == "code" and row.sample.scores[suite].shape[1] > 1
+    ]
     data = sorted({state for row in result.rows.values() for state in row.data})
     return notes + ([f"training data: {'; '.join(data)}"] if data else [])
+
+
+def _pass_at_k(scores: NDArray[np.float64]) -> str:
+    """In words, from (training seeds, decoding seeds, items): means over training seeds."""
+    means = [programs.pass_at_ks(runs.tolist()) for runs in scores]
+    return ", ".join(f"pass@{k} {sum(mean[k] for mean in means) / len(means):.2f}" for k in means[0])
 
 
 def _legend(result: TableVerdict) -> list[str]:

@@ -68,6 +68,7 @@ def renew(
             texts = _texts(store, run, items)
             result = scoring.score(suite, items, texts, allow_unsafe=unsafe)
             entry["seeds"][seed] = cells.seed_entry(store, cell, name, int(seed), items, texts, result)
+        cells.add_pass_at_k(suite, entry)
         record["scores"][name] = entry
     store.put(record)
 

@@ -150,13 +150,15 @@ def parse_overrides(text: str) -> dict[str, float]:
 
 
 def _number(name: str, text: str) -> float:
-    kind = float if name == "lr" else int
+    kind = float if name in ("lr", "temperature", "top_p") else int
     try:
         value = kind(text)
     except ValueError:
         raise ScaleError(f"--budget {name} is a number, not {text!r}") from None
     if not 0 < value < float("inf"):
         raise ScaleError(f"--budget {name} must be more than zero")
+    if name == "top_p" and value > 1:
+        raise ScaleError("--budget top_p is a share of probability, 1 at most")
     return value
 
 
@@ -177,6 +179,14 @@ def _decodings(found: Setting, value: float) -> Setting:
     return dataclasses.replace(found, decoding=dataclasses.replace(found.decoding, seeds=seeds))
 
 
+def _in_decoding(name: str) -> Callable[[Setting, float], Setting]:
+    def change(found: Setting, value: float) -> Setting:
+        changes: dict[str, Any] = {name: value}
+        return dataclasses.replace(found, decoding=dataclasses.replace(found.decoding, **changes))
+
+    return change
+
+
 def _new_tokens(found: Setting, value: float) -> Setting:
     return dataclasses.replace(found, decoding=dataclasses.replace(found.decoding, max_new_tokens=int(value)))
 
@@ -190,4 +200,6 @@ _OVERRIDES: dict[str, Callable[[Setting, float], Setting]] = {
     "prompts": _prompts,
     "decodings": _decodings,
     "new_tokens": _new_tokens,
+    "temperature": _in_decoding("temperature"),
+    "top_p": _in_decoding("top_p"),
 }

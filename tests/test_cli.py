@@ -65,6 +65,7 @@ def test_list_answers_in_under_a_second() -> None:
         (("--table", "2", "--seeds", "1,1"), "seeds"),
         (("--table", "2", "--seeds", "x"), "whole numbers"),
         (("--table", "2", "--budget", "epoch=1"), "did you mean epochs"),
+        (("--table", "2", "--budget", "top_p=2"), "a share of probability"),
         (("--table", "2", "--jobs", "0"), "1 or more"),
         (("--table", "2", "--data", "/nowhere"), "no folder"),
         (("--table", "2", "--scale", "huge"), "huge"),

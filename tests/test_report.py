@@ -240,3 +240,11 @@ def test_a_diverged_training_is_told_beside_its_score(table: Table) -> None:
     for format in ("terminal", "md", "tex"):
         text = " ".join(render(table, "tiny", cells, format=format, width=200).split())
         assert "same/KL diverged in training, seed 2: mean loss 9 over the last tenth" in text
+
+
+def test_sampled_code_rows_tell_pass_at_k() -> None:
+    table = tables.load("code")
+    sampled = fill(table, ladder(table), scale="tiny", decodings=2)
+    notes = render(table, "tiny", sampled, format="md")
+    assert re.search(r"same/SFT, humaneval: pass@1 [\d.]+, pass@2 [\d.]+", notes)
+    assert "pass@1" not in render(table, "tiny", fill(table, ladder(table), scale="tiny"), format="md")

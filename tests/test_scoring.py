@@ -130,6 +130,12 @@ def test_mbpp_reference_solutions(shared_data: Path, tmp_path: Path) -> None:
     assert failed == {}
 
 
+def test_pass_at_k_of_decoding_seeds() -> None:
+    runs = [[100.0, 0.0, 0.0], [100.0, 100.0, 0.0], [100.0, 0.0, 0.0]]  # 3, 1 and 0 of three samples pass
+    assert programs.pass_at_ks(runs) == pytest.approx({1: 100 * (1 + 1 / 3) / 3, 2: 100 * (1 + 2 / 3) / 3})
+    assert programs.pass_at_ks(runs[:1]) == {1: pytest.approx(100 / 3)}
+
+
 def test_pass_at_k() -> None:
     assert programs.pass_at_k([1, 1], [1, 0], 1) == [1.0, 0.0]
     assert programs.pass_at_k([4], [2], 2) == [pytest.approx(1 - 1 / 6)]

@@ -18,7 +18,6 @@ from typing import NoReturn
 from dskd.method import MethodError
 from harness import commands, run, scales, tables
 from harness.commands import Options
-from harness.doctor import DoctorError
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
 from harness.scales import ScaleError
@@ -28,7 +27,7 @@ from harness.students import StudentError
 from harness.tables import TableError
 
 INPUT_ERRORS = (
-    *(DoctorError, MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
+    *(MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
     *(StudentError, TableError),
 )
 EXPORTS = ("md", "csv", "tex", "json")

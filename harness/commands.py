@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
-from harness import doctor as doctors
 from harness import estimate, merging, methods, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.files import write_whole
@@ -60,6 +59,8 @@ def _look_first(planned: Plan, options: Options) -> None:
 
     Raises DoctorError where that leaves none, or where the input is the user's own.
     """
+    from harness import doctor as doctors
+
     found = doctors.examine(planned, options.settings, options.jobs, glance=True)
     doctors.triage(planned, found)
     for finding in doctors.said_first(found, options.settings.results):
@@ -68,6 +69,8 @@ def _look_first(planned: Plan, options: Options) -> None:
 
 def doctor(request: Request | None, options: Options) -> int:
     """Everything the doctor finds, about the machine or about a request; 1 if there is an error."""
+    from harness import doctor as doctors
+
     if request is None:
         found = doctors.survey(options.settings)
     else:

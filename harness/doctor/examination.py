@@ -19,11 +19,11 @@ from harness.doctor.texts import Reader
 from harness.examples import Example
 from harness.files import write_whole
 from harness.folder import ModelFolder
-from harness.plan import Plan, Step
+from harness.plan import Plan, PlanError, Step
 from harness.sources import catalogue
 
 
-class DoctorError(ValueError):
+class DoctorError(PlanError):
     """An input that no cell could be run with."""
 
 

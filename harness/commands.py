@@ -148,6 +148,8 @@ def _colour(style: str) -> bool:
 
 def dry_run(request: Request, options: Options) -> int:
     """Say what would be done, and what stands in the way. Loads no model."""
+    from harness import tiny
+
     planned, _ = _plan(request, options)
     print(f"scale {request.scale}, {len(planned.steps)} cells")
     for step in planned.steps:
@@ -156,7 +158,7 @@ def dry_run(request: Request, options: Options) -> int:
     for line in planned.absent:
         print(f"  not run: {line}")
     for ref in planned.builds:
-        print(f"  {ref}: built on first use")
+        print(f"  {ref}: {'built' if tiny.place(ref, request.cache).is_dir() else 'to be built, minutes'}")
     if request.scale == "paper":
         _print_paper(planned)
     states = Counter(step.state for step in planned.steps)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,14 +43,12 @@ def test_light_commands_load_nothing_heavy(arguments: tuple[str, ...], tmp_path:
 
 
 def test_list_answers_in_under_a_second() -> None:
-    """The best of a few, for machines that are busy with something else."""
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        done = call("--list")
-        times.append(time.perf_counter() - started)
-        assert done.returncode == 0
-    assert min(times) < 1.0
+    """Its processor time, which a machine busy with something else does not stretch far."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = call("--list")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     for word in ("dskd-v2", "needs", "math500", "tiny/sp-same", "dskd-v1:2"):
         assert word in done.stdout
 

@@ -2,7 +2,8 @@
 
 ``encode`` gives the tokens of responses with the bytes of text each one covers; ``align_spans`` pairs
 tokens that cover exactly the same bytes (DSKD-ETA), ``align_edit_distance`` pairs tokens by dynamic
-time warping over their strings (MinED). No torch, no loop over tokens on the way of ordinary text.
+time warping over their strings (MinED), ``align_chunks`` cuts both into the finest runs of tokens that
+cover the same bytes (ALM, GOLD, SimCT). No torch, no loop over tokens on the way of ordinary text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from dskd.vocabulary import MARK, Vocabulary, distances
 
-KINDS = ("spans", "edit-distance")
+KINDS = ("spans", "edit-distance", "chunks")
 _DP_CELLS = 1 << 21  # cells of the warping table held at once
 _vocabularies: weakref.WeakKeyDictionary[Any, tuple[int, Vocabulary]] = weakref.WeakKeyDictionary()
 
@@ -230,19 +231,61 @@ def align_all(
     student_vocabulary: Vocabulary | None = None,
     teacher_vocabulary: Vocabulary | None = None,
 ) -> list[np.ndarray]:
-    """(P, 2) int32 pairs of positions for each text; ``kind`` is "spans" or "edit-distance".
+    """(P, 2) int32 pairs of positions for each text; ``kind`` is one of ``KINDS``.
 
-    The latter needs both vocabularies. Raises ValueError for another kind or lists of unequal length.
+    All but "spans" need both vocabularies. Raises ValueError for another kind or lists of unequal length.
     """
     if len(students) != len(teachers):
         raise ValueError(f"{len(students)} texts of the student against {len(teachers)} of the teacher")
     if kind == "spans":
         return _align_spans_all(students, teachers)
-    if kind != "edit-distance":
+    if kind not in KINDS:
         raise ValueError(f"alignment is one of {', '.join(KINDS)}, not {kind!r}")
     if student_vocabulary is None or teacher_vocabulary is None:
-        raise ValueError("alignment by edit distance needs both vocabularies")
+        raise ValueError(f"alignment by {kind.replace('-', ' ')} needs both vocabularies")
+    if kind == "chunks":
+        vocabularies = student_vocabulary, teacher_vocabulary
+        return [align_chunks(s, t, *vocabularies) for s, t in zip(students, teachers, strict=True)]
     return _align_edit_distance_all(students, teachers, student_vocabulary, teacher_vocabulary)
+
+
+def align_chunks(
+    student: Tokens, teacher: Tokens, student_vocabulary: Vocabulary, teacher_vocabulary: Vocabulary
+) -> np.ndarray:
+    """(C, 2) int32 last positions (student, teacher) of the chunks that both tokenisations agree on.
+
+    A chunk is a shortest run of tokens on each side that covers the same bytes; it begins after the chunk
+    before it, or with the text. Both sides reach the end of a chunk at one byte, and no token or
+    character lies across it. A token that covers no text belongs to what follows it. EOS is a chunk of its
+    own, with EOS. What follows the last common byte of a response that was cut belongs to no chunk.
+    """
+    ends = [_clean_ends(student, student_vocabulary), _clean_ends(teacher, teacher_vocabulary)]
+    _, left, right = np.intersect1d(ends[0][0], ends[1][0], assume_unique=True, return_indices=True)
+    pairs = np.stack([ends[0][1][left], ends[1][1][right]], axis=1)
+    last = [len(student.ids) - 1, len(teacher.ids) - 1]
+    if _ended(student, student_vocabulary) and _ended(teacher, teacher_vocabulary):
+        pairs = np.concatenate([pairs, [last]])
+    return pairs.astype(np.int32)
+
+
+def _ended(tokens: Tokens, vocabulary: Vocabulary) -> bool:
+    return len(tokens.ids) > 0 and bool(tokens.ids[-1] == vocabulary.eos)
+
+
+def _clean_ends(tokens: Tokens, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes (k,), ascending, at which a token ends and none goes on, and its position.
+
+    Of tokens that share the span of one character, the last ends it. The last token of a cut response may
+    share its span with tokens that were cut off, so it ends nothing.
+    """
+    size = len(tokens.ids) - 1  # without EOS, or without the last token of a cut response
+    if size < 1:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    spans = tokens.spans.astype(np.int64)
+    positions = np.flatnonzero(spans[:size, 1] <= spans[1 : size + 1, 0])
+    ends = spans[positions, 1]
+    ends, first = np.unique(ends, return_index=True)
+    return ends, positions[first]
 
 
 def _align_edit_distance_all(

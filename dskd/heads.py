@@ -68,6 +68,11 @@ def use_reference(flag: bool) -> None:
     _switch.reference = flag
 
 
+def is_reference() -> bool:
+    """Whether everything is to be computed plainly."""
+    return _switch.reference
+
+
 @contextmanager
 def reference() -> Iterator[None]:
     """Within it the functions of this module form whole logits and leave the gradient to autograd."""
@@ -110,22 +115,26 @@ def distil(
     labels: Tensor | None = None,
     label_weights: Tensor | None = None,
     head_grad: bool = True,
+    extra: tuple[Tensor, Tensor] | None = None,
 ) -> Distilled:
     """sum_k weights_k * D(student logits / T, teacher logits / T) + sum_i label_weights_i * nll_i.
 
     Row k of the teacher pairs with row ``positions[k]`` of the student. The student's logits serve
     both sums; the cross-entropy is taken at temperature 1. Gradients reach student_hidden and, with
-    head_grad, student_head; the teacher's side is constant.
+    head_grad, student_head; the teacher's side is constant. ``extra`` is one more logit for each pair of
+    rows, the student's and the teacher's, which D finds as the last column; the student's has a gradient.
 
     Args: student_hidden (N, d), student_head (V, d); teacher_hidden (M, D), teacher_head (V', D), where
     V' may differ from V if the divergence allows; weights (M,); positions (M,) int64 ascending,
-    None where M == N row by row; labels and label_weights (N,), given together or not at all.
+    None where M == N row by row; labels and label_weights (N,), given together or not at all;
+    extra (M,) and (M,).
     """
     if (labels is None) != (label_weights is None):
         raise ValueError("labels and label_weights are given together or not at all")
     gold = None if labels is None or label_weights is None else _Gold(labels, label_weights)
-    teacher = _Teacher(teacher_hidden, teacher_head, divergence, temperature, weights, positions)
-    return _run(student_hidden, student_head if head_grad else student_head.detach(), teacher, gold)
+    further, constant = extra or (None, None)
+    teacher = _Teacher(teacher_hidden, teacher_head, divergence, temperature, weights, positions, constant)
+    return _run(student_hidden, student_head if head_grad else student_head.detach(), teacher, gold, further)
 
 
 @torch.no_grad()
@@ -168,6 +177,7 @@ class _Teacher:
     temperature: float
     weights: Tensor
     positions: Tensor | None
+    extra: Tensor | None
 
     def check(self, rows: int) -> None:
         _check(self.hidden, self.head)
@@ -186,15 +196,19 @@ class _Teacher:
                 raise ValueError("positions are not strictly ascending")
 
 
-def _run(hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None) -> Distilled:
+def _run(
+    hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None, extra: Tensor | None = None
+) -> Distilled:
     _check(hidden, head)
     if gold is not None:
         gold.check(*hidden.shape[:1], *head.shape[:1])
     if teacher is not None:
         teacher.check(len(hidden))
+        if extra is not None and extra.shape != teacher.weights.shape:
+            raise ValueError(f"{len(teacher.weights)} pairs of rows, extra of shape {tuple(extra.shape)}")
     if _switch.reference:
-        return _plain(hidden, head, teacher, gold)
-    loss, values, nll, best, teacher_best = _Fused.apply(hidden, head, teacher, gold)
+        return _plain(hidden, head, teacher, gold, extra)
+    loss, values, nll, best, teacher_best = _Fused.apply(hidden, head, extra, teacher, gold)
     return Distilled(loss, values, None if gold is None else nll, best, teacher_best)
 
 
@@ -203,7 +217,14 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _plain(hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None) -> Distilled:
+def _with(logits: Tensor, extra: Tensor | None) -> Tensor:
+    """The logits with the extra one of each row as their last column."""
+    return logits if extra is None else torch.cat([logits, extra[:, None].to(logits.dtype)], -1)
+
+
+def _plain(
+    hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold | None, extra: Tensor | None
+) -> Distilled:
     """The definition, with whole logits and autograd."""
     logits = _wide(hidden @ head.to(hidden.dtype).T)
     loss, nll = logits.new_zeros(()), None
@@ -216,11 +237,61 @@ def _plain(hidden: Tensor, head: Tensor, teacher: _Teacher | None, gold: _Gold |
         with torch.no_grad():
             target = _wide(teacher.hidden @ teacher.head.to(teacher.hidden.dtype).T)
         rows = logits if teacher.positions is None else logits[teacher.positions]
-        values = teacher.divergence(rows / teacher.temperature, target / teacher.temperature)
+        values = teacher.divergence(
+            _with(rows, extra) / teacher.temperature, _with(target, teacher.extra) / teacher.temperature
+        )
         loss = loss + (teacher.weights.to(values.dtype) * values).sum()
         teacher_best = target.argmax(-1)
     nll = None if nll is None else nll.detach()
     return Distilled(loss + 0 * hidden.sum(), values.detach(), nll, logits.detach().argmax(-1), teacher_best)
+
+
+def tile_bounds(rows: int, vocabularies: Sequence[int], itemsize: int) -> list[tuple[int, int]]:
+    """(first row, end) of tiles of about equal height whose logits fit the budget."""
+    step = tile_rows(vocabularies, TILE_BYTES, itemsize)
+    tiles = -(-rows // step)
+    if tiles:
+        step = -(-rows // tiles)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class HeadGradients:
+    """Gradients of hidden states (N, d) and of a head (V, d), summed up from those of tiles of logits."""
+
+    def __init__(self, hidden: Tensor, head: Tensor, wanted: Sequence[bool]) -> None:
+        """``wanted``: whether that of the hidden states, and that of the head."""
+        self.hidden, self.head_dtype = hidden, head.dtype
+        self.head = head.to(hidden.dtype)  #: as the logits are computed with
+        want_hidden, self.want_head = wanted
+        self.of_hidden = torch.zeros_like(hidden) if want_hidden else None
+        self.of_head: Tensor | None = None
+
+    def add(self, grad: Tensor, start: int, stop: int, *, alone: bool) -> None:
+        """Take in the gradient (stop - start, V) of a tile's logits; ``alone``: there is no other tile."""
+        if self.of_hidden is not None:
+            torch.mm(grad, self.head, out=self.of_hidden[start:stop])
+        if not self.want_head:
+            return
+        rows = self.hidden[start:stop]
+        if alone:
+            self.of_head = grad.T @ rows
+            return
+        if self.of_head is None:
+            precision = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            self.of_head = torch.zeros(self.head.shape, dtype=precision, device=rows.device)
+        if self.of_head.dtype == rows.dtype:
+            self.of_head.addmm_(grad.T, rows)
+            return
+        # bf16 products are rounded once a tile and summed in float32, a slice of the vocabulary at a time.
+        for low in range(0, len(self.of_head), _HEAD_CHUNK):
+            part = slice(low, low + _HEAD_CHUNK)
+            self.of_head[part] += grad[:, part].T @ rows
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of hidden and head in their own dtypes, None where not wanted."""
+        if self.want_head and self.of_head is None:
+            self.of_head = torch.zeros(self.head.shape, dtype=self.head_dtype, device=self.hidden.device)
+        return self.of_hidden, None if self.of_head is None else self.of_head.to(self.head_dtype)
 
 
 class _Fused(torch.autograd.Function):
@@ -231,12 +302,13 @@ class _Fused(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
+        extra: Tensor | None,
         teacher: _Teacher | None,
         gold: _Gold | None,
     ) -> tuple[Tensor, ...]:
-        sweep = _Sweep(hidden, head, teacher, gold, ctx.needs_input_grad[:2])
+        sweep = _Sweep(hidden, head, extra, teacher, gold, ctx.needs_input_grad[:2])
         sweep.run()
-        ctx.save_for_backward(*sweep.gradients())
+        ctx.save_for_backward(*sweep.gradients.result(), sweep.extra_grad)
         out = (sweep.loss(), sweep.values, sweep.nll, sweep.best, sweep.teacher_best)
         ctx.mark_non_differentiable(*out[1:])
         return out
@@ -257,15 +329,16 @@ class _Sweep:
         self,
         hidden: Tensor,
         head: Tensor,
+        extra: Tensor | None,
         teacher: _Teacher | None,
         gold: _Gold | None,
         wanted: Sequence[bool],
     ) -> None:
-        self.hidden, self.head_dtype = hidden, head.dtype
-        self.head = head.to(hidden.dtype)
-        self.teacher, self.gold = teacher, gold
+        self.gradients = HeadGradients(hidden, head, wanted)
+        self.hidden, self.head, self.wanted = hidden, self.gradients.head, any(wanted)
+        self.teacher, self.gold, self.extra = teacher, gold, extra
+        self.extra_grad = None if extra is None else torch.zeros_like(extra)
         self.teacher_head = None if teacher is None else teacher.head.to(teacher.hidden.dtype)
-        self.want_hidden, self.want_head = wanted
         precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         rows, pairs = len(hidden), 0 if teacher is None else len(teacher.hidden)
         self.label_weights = None if gold is None else gold.weights.to(precision)
@@ -274,21 +347,14 @@ class _Sweep:
         self.nll = hidden.new_zeros(rows, dtype=precision)
         self.best = torch.zeros(rows, dtype=torch.int64, device=hidden.device)
         self.teacher_best = torch.zeros(pairs, dtype=torch.int64, device=hidden.device)
-        self.hidden_grad = torch.zeros_like(hidden) if self.want_hidden else None
-        self.head_grad: Tensor | None = None
 
     def run(self) -> None:
         sizes = [len(self.head)] + ([] if self.teacher_head is None else [len(self.teacher_head)])
-        step = tile_rows(sizes, TILE_BYTES, self.hidden.element_size())
-        rows = len(self.hidden)
-        tiles = -(-rows // step)
-        if tiles:
-            step = -(-rows // tiles)  # tiles of equal height
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
+        bounds = tile_bounds(len(self.hidden), sizes, self.hidden.element_size())
+        for start, stop in bounds:
             with torch.no_grad():
                 grad = self._logits(start, stop)
-                self._accumulate(grad, start, stop, alone=tiles == 1)
+                self.gradients.add(grad, start, stop, alone=len(bounds) == 1)
 
     def _pairs(self, start: int, stop: int) -> tuple[int, int]:
         """The teacher rows whose student rows are start .. stop - 1."""
@@ -333,7 +399,7 @@ class _Sweep:
         labels, weights = labels.clamp_min(0), weights * known
         log_q = logits.log_softmax(-1)
         self.nll[low:high] = -(log_q.gather(-1, labels) * known).squeeze(-1)
-        if not (self.want_hidden or self.want_head):
+        if not self.wanted:
             return None
         return log_q.exp_().mul_(weights).scatter_add_(-1, labels, -weights)
 
@@ -347,41 +413,17 @@ class _Sweep:
         temperature = self.teacher.temperature
         where = None if self.teacher.positions is None else self.teacher.positions[pairs] - low
         rows = student if where is None else student[where]
+        rows = _with(rows, None if self.extra is None else self.extra[pairs])
+        target = _with(target, None if self.teacher.extra is None else self.teacher.extra[pairs])
         values, grad = self.teacher.divergence.value_and_grad(rows / temperature, target / temperature)
         self.values[pairs] = values
         grad = grad * (self.weights[pairs, None] / temperature)
+        if self.extra_grad is not None:
+            self.extra_grad[pairs], grad = grad[:, -1], grad[:, :-1]
         if where is not None:
             gradient = torch.zeros_like(student) if gradient is None else gradient
             return gradient.index_add_(0, where, grad)
         return grad if gradient is None else gradient.add_(grad)
-
-    def _accumulate(self, grad: Tensor, start: int, stop: int, alone: bool) -> None:
-        """Gradients of hidden states and head from a tile's logit gradient."""
-        if self.hidden_grad is not None:
-            torch.mm(grad, self.head, out=self.hidden_grad[start:stop])
-        if not self.want_head:
-            return
-        rows = self.hidden[start:stop]
-        if alone:
-            self.head_grad = grad.T @ rows
-            return
-        if self.head_grad is None:
-            precision = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            self.head_grad = torch.zeros(self.head.shape, dtype=precision, device=rows.device)
-        if self.head_grad.dtype == rows.dtype:
-            self.head_grad.addmm_(grad.T, rows)
-            return
-        # bf16 products are rounded once a tile and summed in float32, a slice of the vocabulary at a time.
-        for low in range(0, len(self.head_grad), _HEAD_CHUNK):
-            part = slice(low, low + _HEAD_CHUNK)
-            self.head_grad[part] += grad[:, part].T @ rows
-
-    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of hidden and head in their own dtypes, None where not wanted."""
-        if self.want_head and self.head_grad is None:
-            self.head_grad = torch.zeros(self.head.shape, dtype=self.head_dtype, device=self.hidden.device)
-        head_grad = None if self.head_grad is None else self.head_grad.to(self.head_dtype)
-        return self.hidden_grad, head_grad
 
     def loss(self) -> Tensor:
         """Sum of weighted values and weighted label losses."""

@@ -29,7 +29,8 @@ class Needs:
 
     teacher: bool = True  #: the teacher's hidden states on the training text
     vocabulary: Literal["same", "different", "any"] = "any"
-    alignment: Literal["none", "spans", "edit-distance"] = "none"  #: which pairs of positions
+    #: which pairs of positions; of "chunks", the last positions of runs of tokens over the same text
+    alignment: Literal["none", "spans", "edit-distance", "chunks"] = "none"
     teacher_text: bool = False  #: trains on the teacher's generations instead of the gold responses
     student_samples: bool = False  #: on-policy
 

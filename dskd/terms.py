@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dskd import divergences
 from dskd.batch import Batch, Loss, View
@@ -38,6 +38,7 @@ class DivergenceMethod(Method):
     """A method that compares two distributions by a divergence chosen in its address."""
 
     divergence: Divergence
+    default_divergence: ClassVar[str] = "kl"  #: where the address names none
 
     def __init__(self, spec: Spec, entry: Entry) -> None:
         super().__init__(spec, entry)
@@ -45,11 +46,11 @@ class DivergenceMethod(Method):
         self.divergence = divergences.get(self.divergence_name(), **given)
 
     def divergence_name(self) -> str:
-        """The divergence's address; forward KL unless the method's address says otherwise."""
-        return self.spec.divergence or "kl"
+        """The divergence's address; the default unless the method's address says otherwise."""
+        return self.spec.divergence or self.default_divergence
 
     def canonical(self) -> Spec:
-        """As in Method; the divergence too without its defaults (``/kl``, ``jsd@gkd``, parameters)."""
+        """As in Method; the divergence too without its defaults (itself, ``@gkd`` of jsd, parameters)."""
         spec, own = super().canonical(), self.divergence
         given = {k: v for k, v in own.parameters.items() if v != own.defaults[k]}
         options = sorted([*spec.options, *((k, write_value(v)) for k, v in given.items())])
@@ -57,7 +58,7 @@ class DivergenceMethod(Method):
 
     def _named(self, spec: Spec, divergence: str) -> Spec:
         """``spec`` with the divergence in its place."""
-        return replace(spec, divergence="" if divergence == "kl" else divergence)
+        return replace(spec, divergence="" if divergence == self.default_divergence else divergence)
 
     def parse_options(self, given: dict[str, str]) -> Any:
         """The method's own options; the divergence checks and keeps its parameters itself."""

@@ -249,12 +249,20 @@ def listing(plugins: Sequence[str]) -> int:
     return 0
 
 
+_ALIGNMENTS = {
+    "none": "",
+    "spans": "aligned spans",
+    "edit-distance": "edit-distance alignment",
+    "chunks": "aligned chunks",
+}
+
+
 def _needs(entry: method.Entry) -> str:
     needs = entry.needs
     parts = [
         "a teacher" if needs.teacher else "",
         {"same": "one vocabulary", "different": "two vocabularies", "any": ""}[needs.vocabulary],
-        {"none": "", "spans": "aligned spans", "edit-distance": "edit-distance alignment"}[needs.alignment],
+        _ALIGNMENTS[needs.alignment],
         "teacher texts" if needs.teacher_text else "",
         "student samples" if needs.student_samples else "",
     ]

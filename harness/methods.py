@@ -14,6 +14,7 @@ BUILT_IN = (
     "baselines.supervised",
     "baselines.logit",
     "baselines.cross_tokenizer",
+    "baselines.chunks",
     "dskd.dual_space",
     "dskd.cross_model_attention",
     "dskd.key_query_matching",

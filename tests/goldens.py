@@ -305,6 +305,94 @@ def _hidden(x: Any, c: Any) -> Terms:
     return {**terms, "hidden": c.r * ((found - c.ht) ** 2).mean(-1).sum() / c.N}
 
 
+def _chunks(c: Any) -> list[tuple[list[int], list[int]]]:
+    """Positions of both models in every chunk: walk until both have read up to the same byte."""
+    found = []
+    for example in sorted({span[0] for span in c.spans}):
+        sides = [
+            [(place, span[2]) for place, span in enumerate(spans) if span[0] == example]
+            for spans in (c.spans, c.teacher_spans)
+        ]
+        left, right = sides[0][:-1], sides[1][:-1]  # without EOS
+        mine: list[int] = []
+        other: list[int] = []
+        while left or right:
+            behind = left if left and (not right or left[0][1] <= right[0][1]) else right
+            (mine if behind is left else other).append(behind.pop(0)[0])
+            if mine and other and c.spans[mine[-1]][2] == c.teacher_spans[other[-1]][2]:
+                found.append((mine, other))
+                mine, other = [], []
+        assert not mine and not other
+        found.append(([sides[0][-1][0]], [sides[1][-1][0]]))
+    assert any(len(a) > 1 and len(b) > 1 for a, b in found), (
+        "a world with chunks of several tokens on both sides"
+    )
+    assert any(len(a) == len(b) == 1 for a, b in found)
+    return found
+
+
+def _alm(x: Any, c: Any) -> Terms:
+    z, t = log_softmax(x.h @ x.W.T), log_softmax(c.ht @ c.Wt.T)
+    total = 0.0
+    for mine, other in _chunks(c):
+        q = np.prod([np.exp(z[i, c.labels[i]]) for i in mine]) ** (1 / 100)
+        p = np.prod([np.exp(t[j, c.teacher_labels[j]]) for j in other]) ** (1 / 100)
+        total += 100 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    return {"ce": (1 - c.r) * nll(x.h @ x.W.T, c.labels).sum() / c.N, "kd": c.r * total / c.N}
+
+
+def _overlap(c: Any) -> tuple[list[int], list[int]]:
+    ours, theirs = _words(c.student_words), _words(c.teacher_words)
+    common = sorted(set(ours) & set(theirs))
+    eos = c.student_words.eos, c.teacher_words.eos
+    return [ours[w] for w in common] + [eos[0]], [theirs[w] for w in common] + [eos[1]]
+
+
+def _sorted_gap(q: np.ndarray, p: np.ndarray) -> float:
+    size = max(len(q), len(p))
+    q, p = (np.pad(-np.sort(-y), (0, size - len(y))) for y in (q, p))
+    return float(np.abs(q - p).sum())
+
+
+def _gold(share: float | None) -> Golden:
+    def golden(x: Any, c: Any) -> Terms:
+        z, t = softmax(x.h @ x.W.T), softmax(c.ht @ c.Wt.T)
+        ours, theirs = _overlap(c)
+        w = len(theirs) / t.shape[1] if share is None else share
+        total = 0.0
+        for mine, other in _chunks(c):
+            q = z[mine[0]] * np.prod([z[i, c.labels[i]] for i in mine[1:]])
+            p = t[other[0]] * np.prod([t[j, c.teacher_labels[j]] for j in other[1:]])
+            if w == 0:
+                total += _sorted_gap(q, p)
+                continue
+            a, b = p[theirs], q[ours]
+            m = (a + b) / 2
+            mixed = (a * np.log(a / m) + b * np.log(b / m)).sum() / 2
+            total += w * mixed + (1 - w) * _sorted_gap(np.delete(q, ours), np.delete(p, theirs))
+        return {"ce": (1 - c.r) * nll(x.h @ x.W.T, c.labels).sum() / c.N, "kd": c.r * total / c.N}
+
+    return golden
+
+
+def _shared(divergence: Callable[[np.ndarray, np.ndarray], np.ndarray], *, chunked: bool) -> Golden:
+    def golden(x: Any, c: Any) -> Terms:
+        z, t = x.h @ x.W.T, c.ht @ c.Wt.T
+        ours, theirs = _overlap(c)
+        spans = {span: i for i, span in enumerate(c.spans)}
+        exact = [([spans[span]], [j]) for j, span in enumerate(c.teacher_spans) if span in spans]
+        total = 0.0
+        for mine, other in _chunks(c) if chunked else exact:
+            q, p = z[mine[0]][ours], t[other[0]][theirs]
+            if len(mine) > 1 or len(other) > 1:
+                q = np.append(q, np.mean([z[i, c.labels[i]] for i in mine]))
+                p = np.append(p, np.mean([t[j, c.teacher_labels[j]] for j in other]))
+            total += divergence(p[None], q[None])[0]
+        return {"ce": (1 - c.r) * nll(z, c.labels).sum() / c.N, "kd": c.r * total / c.N}
+
+    return golden
+
+
 GOLDENS: dict[str, Golden] = {
     "kl": _logit(kl),
     "abkd": _logit(_alpha_beta(0.2, 0.7)),
@@ -323,6 +411,11 @@ GOLDENS: dict[str, Golden] = {
     "uld": _uld(0.5, 0.5),
     "uld@original": _uld(1.0, 1.5),
     "mined": _mined,
+    "alm": _alm,
+    "gold": _gold(None),
+    "gold@uld": _gold(0.0),
+    "simple-ctkd": _shared(kl, chunked=False),
+    "simct": _shared(lambda p, q: kl(q, p), chunked=True),
 }
 
 

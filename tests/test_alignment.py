@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from dskd.alignment import Tokens, align_all, align_edit_distance, align_spans, encode
+from dskd.alignment import Tokens, align_all, align_chunks, align_edit_distance, align_spans, encode
 from dskd.vocabulary import Vocabulary
 
 DATA = Path(os.environ.get("DSKD_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -220,13 +220,39 @@ def test_cut_and_empty_rows() -> None:
     assert align_all("spans", [], []) == []
 
 
+def test_chunks_by_hand() -> None:
+    known = Vocabulary(surfaces=(b"</s>", b"x"), eos=0, special=frozenset({0}))
+
+    def ended(*spans: tuple[int, int]) -> Tokens:
+        end = spans[-1][1] if spans else 0
+        return Tokens(np.array([1] * len(spans) + [0]), np.array([*spans, (end, end)]))
+
+    def chunks(student: Tokens, teacher: Tokens) -> list[list[int]]:
+        return align_chunks(student, teacher, known, known).tolist()
+
+    one, other = ended((0, 2), (2, 3), (3, 5), (5, 6)), ended((0, 3), (3, 4), (4, 5), (5, 6))
+    assert chunks(one, other) == [[1, 0], [2, 2], [3, 3], [4, 4]]
+    # no byte but the last is an end for both
+    assert chunks(ended((0, 2), (2, 6)), ended((0, 3), (3, 6))) == [[1, 1], [2, 2]]
+    # three tokens of one character end together; a token of no text goes with what follows it
+    assert chunks(ended((0, 3), (0, 3), (0, 3)), ended((0, 0), (0, 3))) == [[2, 1], [3, 2]]
+    assert chunks(ended((0, 3), (3, 3), (3, 5)), ended((0, 3), (3, 5))) == [[0, 0], [2, 1], [3, 2]]
+    assert chunks(ended(), ended()) == [[0, 0]]
+    # cut: the last token may be part of a character, so it closes nothing, and EOS has no partner
+    cut = Tokens(np.array([1, 1, 1]), np.array([(0, 2), (2, 3), (3, 5)]))
+    assert chunks(cut, other) == [[1, 0]]
+    assert chunks(other, cut) == [[0, 1]]
+    assert chunks(Tokens(np.zeros(0), np.zeros((0, 2))), other) == []
+
+
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="spans, edit-distance"):
         align_all("words", [], [])
     with pytest.raises(ValueError, match="1 texts"):
         align_all("spans", [made()], [])
-    with pytest.raises(ValueError, match="both vocabularies"):
-        align_all("edit-distance", [], [])
+    for kind in ("edit-distance", "chunks"):
+        with pytest.raises(ValueError, match="both vocabularies"):
+            align_all(kind, [], [])
 
 
 FRAGMENTS = [
@@ -275,6 +301,26 @@ def check_pair(text: str, names: tuple[str, str]) -> None:
         assert form(s, int(student.ids[i]), piece) == form(t, int(teacher.ids[j]), piece)
     flipped = align_spans(teacher, student)
     assert flipped[:, ::-1].tolist() == pairs.tolist()
+    chunks = align_chunks(student, teacher, s, t)
+    assert chunks.tolist() == plain_chunks(student, teacher)
+    wide = [pair for pair in pairs.tolist() if np.diff(student.spans[pair[0]])[0] > 0]
+    assert {tuple(pair) for pair in wide} <= {tuple(pair) for pair in chunks.tolist()}
+
+
+def plain_chunks(student: Tokens, teacher: Tokens) -> list[list[int]]:
+    """The definition, byte by byte, for two whole responses."""
+
+    def last(tokens: Tokens, byte: int) -> int | None:
+        spans = tokens.spans[:-1].tolist()  # without EOS
+        closes = [
+            i
+            for i, (_, end) in enumerate(spans)
+            if end == byte and all(start >= byte for start, _ in spans[i + 1 :])
+        ]
+        return min(closes, default=None)
+
+    found = [[last(x, byte) for x in (student, teacher)] for byte in range(student.spans[-1, 1] + 1)]
+    return [row for row in found if None not in row] + [[len(student.ids) - 1, len(teacher.ids) - 1]]
 
 
 @settings(max_examples=150, deadline=None)
@@ -290,14 +336,18 @@ def test_any_two_real_tokenizers(text: str, names: tuple[str, str]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(TEXTS, max_size=6), st.sampled_from(["spans", "edit-distance"]))
+@given(st.lists(TEXTS, max_size=6), st.sampled_from(["spans", "edit-distance", "chunks"]))
 def test_many_texts_at_once_are_each_alone(texts: list[str], kind: str) -> None:
     (a, s), (b, t) = load("byte-level"), load("unigram-fallback")
     students, teachers = encode(a, texts), encode(b, texts)
     for text, tokens in zip(texts, students, strict=True):
         assert tokens.spans.tolist() == encode(a, [text])[0].spans.tolist()
     rows = align_all(kind, students, teachers, s, t)
-    alone = align_spans if kind == "spans" else lambda x, y: align_edit_distance(x, y, s, t)
+    alone = {
+        "spans": align_spans,
+        "edit-distance": lambda x, y: align_edit_distance(x, y, s, t),
+        "chunks": lambda x, y: align_chunks(x, y, s, t),
+    }[kind]
     for row, x, y in zip(rows, students, teachers, strict=True):
         assert row.tolist() == alone(x, y).tolist()
 
@@ -400,3 +450,9 @@ def test_aligned_share_and_time(
         assert row[-1].tolist() == [len(x.ids) - 1, len(y.ids) - 1]  # EOS with EOS in every row
     assert {int(x.ids[-1]) for x in students} == {s.eos}
     assert {int(y.ids[-1]) for y in teachers} == {t.eos}
+    started = time.process_time()
+    chunks = align_all("chunks", students, teachers, s, t)
+    assert time.process_time() - started < 1
+    for x, y, row, finer in zip(students, teachers, chunks, pairs, strict=True):
+        assert row[-1].tolist() == [len(x.ids) - 1, len(y.ids) - 1]
+        assert len(row) >= len(finer)  # every exact pair ends a chunk

@@ -348,3 +348,41 @@ def test_memory_stays_far_under_whole_logits() -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = subprocess.run([sys.executable, "-c", _PEAK], check=True, capture_output=True, text=True, env=env)
     assert float(out.stdout) < whole / 2
+
+
+# --- one more logit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [None, 9])
+@pytest.mark.usefixtures("tiles")
+def test_an_extra_logit_is_a_column_of_its_own(pairs: int | None) -> None:
+    """As if both heads had one more row, which only the divergence sees."""
+    problem = Problem.make(torch.float64, pairs=pairs)
+    count = len(problem.weights)
+    extra = torch.randn(count, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(count, dtype=torch.float64)
+    by = divergences.get("rkl")
+    rows = problem.student_hidden if problem.positions is None else problem.student_hidden[problem.positions]
+    q = torch.cat([rows @ problem.student_head.T, extra[:, None]], -1) / 2
+    p = torch.cat([problem.teacher_hidden @ problem.teacher_head.T, constant[:, None]], -1) / 2
+    nll = torch.nn.functional.cross_entropy(
+        problem.student_hidden @ problem.student_head.T, problem.labels, reduction="none"
+    )
+    want = (problem.weights * by(q, p)).sum() + (problem.label_weights * nll).sum()
+    inputs = [problem.student_hidden, problem.student_head, extra]
+    wanted = torch.autograd.grad(3 * want, inputs)
+    for flag in (False, True):
+        heads.use_reference(flag)
+        try:
+            found = problem.distil(by, extra=(extra, constant))
+        finally:
+            heads.use_reference(False)
+        torch.testing.assert_close(found.loss, want)
+        for a, b in zip(torch.autograd.grad(3 * found.loss, inputs), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_extra_logits_belong_to_pairs() -> None:
+    problem = Problem.make(pairs=9)
+    with pytest.raises(ValueError, match="extra of shape"):
+        problem.distil(divergences.get("kl"), extra=(torch.zeros(23), torch.zeros(9)))

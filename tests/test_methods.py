@@ -9,6 +9,7 @@ import pytest
 import torch
 from goldens import GOLDENS, compare, find
 
+from baselines.chunks import Chunks, MergedDistance, both_chunks
 from dskd import heads
 from dskd.batch import Pair, Pairs
 from dskd.method import MethodError, create
@@ -273,8 +274,12 @@ def test_projectors_keep_their_precision_under_autocast() -> None:
         assert views[0].hidden.grad.dtype == torch.bfloat16
 
 
+CHUNKED = ("alm", "gold", "gold@uld", "simct")
+RATED = ("kl", "dskd-v2", "uld", "mined", "dskd-cma", "dskd-eta", "hidden-mse", "simple-ctkd", *CHUNKED)
+
+
 def test_rate_zero_is_fine_tuning() -> None:
-    for address in ("kl", "dskd-v2", "uld", "mined", "dskd-cma", "dskd-eta"):
+    for address in RATED:
         method, sft = create(f"{address}:rate=0"), create("sft")
         here = world(method)
         made = gradients(method, build(method, here.pair), here.batch())
@@ -284,7 +289,8 @@ def test_rate_zero_is_fine_tuning() -> None:
 
 
 def test_a_batch_that_lacks_something_is_refused() -> None:
-    cases = ("kl", "teacher"), ("uld", "teacher"), ("dskd-eta", "pairs"), ("mined", "pairs")
+    cases = [("kl", "teacher"), ("uld", "teacher"), ("dskd-eta", "pairs"), ("mined", "pairs")]
+    cases += [("simple-ctkd", "pairs"), *((address, "pairs") for address in CHUNKED)]
     for address, missing in cases:
         method = create(address)
         here = world(method)
@@ -332,3 +338,118 @@ def test_the_reference_switch_reaches_every_method() -> None:
     with heads.reference():
         plain = float(method.loss(here.batch(), parts).total.detach())
     assert plain == pytest.approx(float(method.loss(here.batch(), parts).total.detach()), rel=1e-12)
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+def test_chunks_begin_after_one_another_and_with_their_example() -> None:
+    # examples of 4, 1, 0 and 5 positions; the last example's end is cut off
+    chunks = Chunks.between(torch.tensor([1, 3, 4, 6, 7]), torch.tensor([0, 4, 5, 5, 10]))
+    assert chunks.first.tolist() == [0, 2, 4, 5, 7]
+    assert chunks.lengths.tolist() == [2, 2, 1, 2, 1]
+    assert chunks.of.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, -1, -1]
+    assert chunks.followers().tolist() == [1, 3, 6]
+    assert chunks.sums(torch.arange(10.0)).tolist() == [1, 5, 4, 11, 7]
+    assert chunks.sums(torch.tensor([1.0, 2.0]), torch.tensor([3, 9])).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_chunks_of_nothing() -> None:
+    chunks = Chunks.between(torch.zeros(0, dtype=torch.int64), torch.tensor([0, 3]))
+    assert chunks.of.tolist() == [-1, -1, -1]
+    assert chunks.sums(torch.ones(3)).shape == (0,)
+    assert chunks.followers().shape == (0,)
+
+
+@pytest.mark.parametrize("address", CHUNKED)
+def test_without_a_chunk_there_is_gold_cross_entropy_alone(address: str) -> None:
+    method = create(address)
+    here = world(method)
+    none = torch.zeros(0, dtype=torch.int64)
+    batch = replace(here.batch(), pairs=Pairs(none, none))
+    made = gradients(method, build(method, here.pair), batch)
+    assert made.loss.total.item() == pytest.approx(float(made.loss.terms["ce"]))
+    assert bool(made.hidden.any())
+
+
+def test_over_one_vocabulary_every_token_is_a_chunk() -> None:
+    """GOLD is then JSD of the whole distribution; SimCT and simple-ctkd are logit distillation."""
+    for address, like in (
+        ("gold:beta=0.3", "jsd:beta=0.3:temperature=1"),
+        ("simct", "rkl:temperature=1"),
+        ("simct/srkl", "srkl:temperature=1"),
+        ("simple-ctkd", "kl:temperature=1"),
+    ):
+        method, plain = create(address), create(like)
+        here = world(method, same=True)
+        a = gradients(method, build(method, here.pair), here.batch())
+        b = gradients(plain, None, here.batch())
+        torch.testing.assert_close(a.loss.total, b.loss.total, rtol=1e-12, atol=0)
+        torch.testing.assert_close(a.hidden, b.hidden)
+        torch.testing.assert_close(a.head, b.head)
+
+
+def test_binarised_divergences_by_hand() -> None:
+    p, q = 0.5, 0.25
+    a, b = (-torch.tensor([x], dtype=torch.float64).log() for x in (p, q))
+    wanted = {
+        "alm:tau=1": p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)),
+        "alm:tau=1:f=rkl": q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)),
+        "alm:tau=1:f=tvd": 2 * (p - q),
+    }
+    for address, value in wanted.items():
+        assert create(address).binarised(a, b).item() == pytest.approx(value, rel=1e-12)
+
+
+def test_alm_grows_to_its_limit() -> None:
+    """tau f(P^(1/tau), ..) -> b - a + a log(a / b) for kl, and 2 |a - b| for tvd."""
+    a, b = torch.tensor([0.3, 2.0, 30.0]).double(), torch.tensor([1.2, 0.4, 31.0]).double()
+    limit = b - a + a * (a / b).log()
+    torch.testing.assert_close(create("alm:tau=1e7").binarised(a, b), limit, rtol=1e-5, atol=1e-6)
+    found = create("alm:tau=1e7:f=tvd").binarised(a, b)
+    torch.testing.assert_close(found, 2 * (a - b).abs(), rtol=1e-5, atol=1e-6)
+    sure = torch.zeros(3).double()  # a chunk that is certain
+    assert bool(create("alm").binarised(sure, b).isfinite().all())
+    assert not bool(create("alm").binarised(sure, sure).any())
+
+
+@pytest.mark.parametrize("address", ["gold", "simple-ctkd", "simct"])
+def test_a_token_without_a_partner_is_never_a_shared_one(address: str) -> None:
+    method = create(address)
+    here = world(method)
+    parts = build(method, here.pair)
+    pairs = dict(zip(parts.known.tolist(), parts.known_t.tolist(), strict=True))
+    assert pairs[STUDENT.eos] == TEACHER.eos
+    assert TEACHER.ids[b"zz"] not in pairs.values()
+    assert all(STUDENT.surfaces[i] == TEACHER.surfaces[j] for i, j in pairs.items() if i != STUDENT.eos)
+    if address == "gold":
+        return
+    batch = here.batch()
+    loud = batch.teacher.head.clone()
+    loud[TEACHER.ids[b"zz"]] *= 30  # whatever the teacher gives to it
+    again = replace(batch, teacher=replace(batch.teacher, head=loud))
+    assert torch.equal(method.loss(batch, parts).total, method.loss(again, parts).total)
+
+
+def test_a_chunk_s_own_logit_counts_only_where_it_is_no_single_token() -> None:
+    method = create("simct:rate=1")
+    here = world(method)
+    parts, batch = build(method, here.pair), here.batch()
+    ours, theirs = both_chunks(batch, "simct")
+    single = (ours.lengths == 1) & (theirs.lengths == 1)
+    exact = Pairs(ours.first[single], theirs.first[single])
+    alone = method.loss(replace(batch, pairs=Pairs(ours.last, theirs.last)), parts).terms["kd"]
+    shared = create("simple-ctkd/rkl:rate=1").compare(batch, parts, exact).terms["kd"]
+    assert 0 < int(single.sum()) < len(single)
+    assert 0 < float(shared) < float(alone)
+
+
+def test_merged_probabilities_multiply_along_a_chunk() -> None:
+    """A chunk that the student finds twice as unlikely after its first token has half of everything."""
+    known = torch.arange(3)
+    by = MergedDistance((known, known), (known[:0], known[:0]), 0.5, 1.0)
+    q = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    half = torch.tensor([[0.5]], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    value = by(torch.cat([q, half], -1).log(), torch.cat([q, one], -1).log()).item()
+    assert value == pytest.approx(0.5 * np.log(1 / 0.75) + 0.25 * np.log(0.5 / 0.75))

@@ -46,6 +46,10 @@ def test_options_are_sorted_in_the_address() -> None:
         ("hidden-mse/kl:hidden_weight=1", "hidden-mse"),
         ("glmkd-kd:t_squared=true:temperature=10", "glmkd-kd"),
         ("dskd-cma-ga@described/kl:kq_rate=1", "dskd-cma-ga"),
+        ("simct/rkl:temperature=1", "simct"),
+        ("simct/kl", "simct/kl"),
+        ("simple-ctkd/kl", "simple-ctkd"),
+        ("alm:f=kl:tau=100", "alm"),
         ("dskd-cma-ct@released/srkl", "dskd-cma-ct@released/srkl"),
     ],
 )
@@ -58,7 +62,7 @@ def test_one_computation_has_one_canonical_address(address: str, canonical: str)
 def test_every_promised_name_is_there() -> None:
     promised = {"sft", "seqkd", "kl", "rkl", "js", "jsd", "skl", "srkl", "akl", "tvd", "dskd-v1", "dskd-v2"}
     promised |= {"uld", "mined", "dskd-cma", "dskd-eta", "abkd", "csd", "glmkd-kd", "hidden-mse"}
-    promised |= {"dskd-cma-ga", "dskd-cma-ct"}
+    promised |= {"dskd-cma-ga", "dskd-cma-ct", "alm", "gold", "simct", "simple-ctkd"}
     assert promised <= set(method.names())
 
 
@@ -96,6 +100,10 @@ def test_every_promised_name_is_there() -> None:
         ("glmkd-kd:rate=0.5", "no option"),
         ("dskd-cma-ga:kq_width=0", "at least 1"),
         ("dskd-cma-ct@describe", "described"),
+        ("alm:tau=0", "above 0"),
+        ("alm:f=chi", "kl, rkl, tvd"),
+        ("gold:beta=1", "between 0 and 1"),
+        ("gold@hybrid", "no variant"),
         ("hidden-mse:hidden_weigth=2", "hidden_weight"),
     ],
 )
@@ -120,6 +128,7 @@ def test_needs_are_stated() -> None:
     assert needs["seqkd"].teacher_text and not needs["seqkd"].teacher
     assert needs["dskd-eta"].alignment == "spans"
     assert needs["mined"].alignment == "edit-distance"
+    assert needs["alm"].alignment == needs["gold"].alignment == needs["simct"].alignment == "chunks"
     assert needs["uld"].alignment == needs["dskd-cma"].alignment == "none"
 
 

@@ -36,9 +36,10 @@ const count = (number, one, many) => `${number.toLocaleString("en")} ${number ==
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const unique = (values) => [...new Set(values)];
 
-/** "1, 2 and 3" */
+/** "1, 2 and 3"; with semicolons where the words have commas themselves. */
 function listed(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words[words.length - 1]}`;
+  const comma = words.some((word) => word.includes(",")) ? "; " : ", ";
+  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(comma)}${comma === ", " ? "" : ";"} and ${words[words.length - 1]}`;
 }
 
 /** A record's start, whichever way it was written. */

@@ -97,7 +97,7 @@ function overview(boards, current, state) {
     { key: "score", name: "Score", class: "number score", title: "Mean with its 95 % interval, points", value: ({ score }) => score && score.mean,
       cell: ({ score }) => score && [h("b", {}, points(score.mean)), " ", h("span", { class: "quiet nowrap" }, range(score.low, score.high))] },
     { key: "best", name: "P(best)", class: "number", title: "Probability that it has the highest score, %", value: ({ place }) => place && place[4],
-      cell: ({ place }) => (place && place[4] !== null ? `${percent(place[4])}\u00a0%` : h("span", { class: "quiet" }, "1 seed")) },
+      cell: ({ place, board }) => place && (place[4] !== null ? `${percent(place[4])}\u00a0%` : h("span", { class: "quiet" }, board.seeds.length < 2 ? "1 seed" : "alone")) },
     { key: "peers", name: "Not told apart", class: "number wide", title: "How many other methods cannot be told apart from the leader", up: true,
       value: ({ board, leader }) => leader && peers(board, leader.method, column(board)).length,
       cell: ({ board, leader }) => leader && `${peers(board, leader.method, column(board)).length} of ${methodsOf(board).length - 1}` },
@@ -177,7 +177,7 @@ function rankingTable(board, column) {
   if (partial.length) fixed.push({ title: "Incomplete, not ranked", rows: partial.map((method) => ({ method, apart: true })) });
   return sortable({
     name: "ranking", caption: `Ranking on ${board.id} by ${suiteName(column)}`, classes: "ranking", rows, fixed,
-    columns: [...rankColumns(board, column), ...scoreColumns(board, column, scale), ...suiteColumns(board), ...otherColumns(column)],
+    columns: [...rankColumns(board, column), ...scoreColumns(board, column, scale), ...suiteColumns(board, column), ...otherColumns(column)],
   });
 }
 
@@ -186,7 +186,7 @@ function rankColumns(board, column) {
   return [
     { key: "rank", name: "Rank", class: "number rank", up: true, start: true, title: "By mean score; behind it the interval that holds the true rank with 95 %",
       value: ({ rank, method }) => (rank === undefined ? null : rank + 1e-6 * methodsOf(board).indexOf(method)),
-      cell: ({ rank, low, high }) => rank && [h("span", { class: "place" }, String(rank)), h("span", { class: "quiet span" }, low ? `${low}\u2013${high}` : "")] },
+      cell: ({ rank, low, high }) => rank && [h("span", { class: "place" }, String(rank)), h("span", { class: "quiet span" }, low ? (low === high ? String(low) : `${low}\u2013${high}`) : "")] },
     { key: "method", name: "Method", head: true, class: "method", up: true, value: ({ method }) => method.label, cell: ({ method, apart }) => methodCell(board, method, apart) },
     { key: "groups", name: "Groups", class: "groups wide", title: "Methods that share a bar cannot be told apart", cell: ({ method, apart }) => (apart || !method.ranked ? null : groupBars(groups, method.method)) },
   ];
@@ -224,18 +224,19 @@ function scoreColumns(board, column, scale) {
   ];
 }
 
-/** A column for each suite, where there is more than one. */
-function suiteColumns(board) {
+/** A column for each suite but the one ranked by, and then for the average; none where there is one suite. */
+function suiteColumns(board, column) {
   if (board.suites.length < 2) return [];
   const value = ({ method, apart }, name) => {
     if (!apart) return method.columns[name].mean;
-    const runs = method.runs[name].filter((score) => score !== null);
+    const runs = (method.runs[name] || []).filter((score) => score !== null); // never an average over suites
     return runs.length ? mean(runs) : null;
   };
-  return board.suites.map((suite) => ({
-    key: `suite-${suite.name}`, name: suite.name, class: "number wide", title: `${suite.title}, ${suite.metric}, ${count(suite.items, "example", "examples")}`,
-    value: (row) => value(row, suite.name),
-    cell: (row) => value(row, suite.name) !== null && h("a", { class: "plain", href: address({ board: board.id, method: row.method.method, suite: suite.name }) }, points(value(row, suite.name))),
+  const titles = new Map(board.suites.map((suite) => [suite.name, `${suite.title}, ${suite.metric}, ${count(suite.items, "example", "examples")}`]));
+  return [AVERAGE, ...titles.keys()].filter((name) => name !== column).map((name) => ({
+    key: `suite-${name}`, name: name === AVERAGE ? "Average" : name, class: "number wide", title: titles.get(name) || "Mean over the suites, points",
+    value: (row) => value(row, name),
+    cell: (row) => value(row, name) !== null && h("a", { class: "plain", href: address({ board: board.id, method: row.method.method, suite: titles.has(name) ? name : null }) }, points(value(row, name))),
   }));
 }
 

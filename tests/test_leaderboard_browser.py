@@ -174,9 +174,8 @@ def _watched(driver: Any, file: Path) -> Iterator[Page]:
     assert [entry["message"] for entry in driver.get_log("browser")] == []
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    asked = [
-        of["request"]["url"] for of in sent if of["documentURL"].startswith("file:")
-    ]  # not the browser's own
+    ours = [params for params in sent if params["documentURL"].startswith("file:")]  # not the browser's own
+    asked = [params["request"]["url"] for params in ours]
     assert asked
     assert {urlsplit(url).scheme for url in asked} <= {"file", "data", "blob"}
     assert {unquote(urlsplit(url).path) for url in asked if url.startswith("file:")} <= {str(file)}

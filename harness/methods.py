@@ -15,6 +15,7 @@ BUILT_IN = (
     "baselines.logit",
     "baselines.cross_tokenizer",
     "baselines.chunks",
+    "baselines.transport",
     "dskd.dual_space",
     "dskd.cross_model_attention",
     "dskd.key_query_matching",

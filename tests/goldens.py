@@ -393,6 +393,37 @@ def _shared(divergence: Callable[[np.ndarray, np.ndarray], np.ndarray], *, chunk
     return golden
 
 
+def _ranked(h: np.ndarray, W: np.ndarray, order: np.ndarray) -> np.ndarray:
+    z = h @ W.T
+    return softmax(z / (z.std(-1, ddof=1, keepdims=True) + 1e-4))[:, order]
+
+
+def _order(h: np.ndarray, W: np.ndarray, kept: int) -> np.ndarray:
+    z = h @ W.T
+    return np.argsort(-softmax(z / (z.std(-1, ddof=1, keepdims=True) + 1e-4)).sum(0))[:kept]
+
+
+def _multilevel(top: int) -> Golden:
+    def golden(x: Any, c: Any) -> Terms:
+        out = {"ce": nll(x.h @ x.W.T, c.labels).sum() / c.N, "kd": 0.0, "kd_log": 0.0, "sinkhorn": 0.0}
+        kept = min(top, len(c.W), len(c.Wt))
+        for s, t in _examples(c):
+            q = _ranked(x.h[s], x.W, _order(c.h[s], c.W, kept))
+            p = _ranked(c.ht[t], c.Wt, _order(c.ht[t], c.Wt, kept))
+            size = min(len(q), len(p))
+            out["kd"] += 0.15 / c.N * np.abs(q[:size] - p[:size]).sum()
+            out["kd_log"] += 0.015 / c.N * (p[:size] * np.log(p[:size] / q[:size])).sum()
+            cost = np.abs(q[:, None] - p[None]).sum(-1)
+            plan = np.exp(-cost / 0.1)
+            for _ in range(20):
+                plan /= plan.sum(1, keepdims=True) * len(q)
+                plan /= plan.sum(0, keepdims=True) * len(p)
+            out["sinkhorn"] += 0.015 / c.N * len(q) * (plan * cost).sum()
+        return out
+
+    return golden
+
+
 GOLDENS: dict[str, Golden] = {
     "kl": _logit(kl),
     "abkd": _logit(_alpha_beta(0.2, 0.7)),
@@ -415,6 +446,8 @@ GOLDENS: dict[str, Golden] = {
     "gold": _gold(None),
     "gold@uld": _gold(0.0),
     "simple-ctkd": _shared(kl, chunked=False),
+    "multilevel-ot": _multilevel(50),
+    "multilevel-ot:top=6": _multilevel(6),
     "simct": _shared(lambda p, q: kl(q, p), chunked=True),
 }
 

@@ -10,6 +10,7 @@ import torch
 from goldens import GOLDENS, compare, find
 
 from baselines.chunks import Chunks, MergedDistance, both_chunks
+from baselines.transport import sinkhorn
 from dskd import heads
 from dskd.batch import Pair, Pairs
 from dskd.method import MethodError, create
@@ -453,3 +454,32 @@ def test_merged_probabilities_multiply_along_a_chunk() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     value = by(torch.cat([q, half], -1).log(), torch.cat([q, one], -1).log()).item()
     assert value == pytest.approx(0.5 * np.log(1 / 0.75) + 0.25 * np.log(0.5 / 0.75))
+
+
+# --- transport ------------------------------------------------------------------------------------
+
+
+def test_sinkhorn_by_hand() -> None:
+    """One point to one point is their distance; two far pairs are matched; padding is nothing."""
+    s = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).double()
+    t = torch.tensor([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]]).double()
+    found = sinkhorn(s, t, torch.tensor([0, 1, 3]), torch.tensor([0, 1, 3]), 1e-3, 20)
+    # example 1: |1 - 0.5| + |0 - 0.5| = 1; example 2: (0, 1) twice against (0, 1) and (1, 0), half and half
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0]).double())
+    alone = sinkhorn(s[:1], t[:1], torch.tensor([0, 1]), torch.tensor([0, 1]), 1e-3, 20)
+    torch.testing.assert_close(alone, found[:1])
+
+
+def test_sinkhorn_has_the_marginals_of_its_sides() -> None:
+    """With many rounds it is the entropic optimum: no small move of mass within the marginals is cheaper."""
+    torch.manual_seed(0)
+    s, t, epsilon = torch.rand(5, 3).double(), torch.rand(4, 3).double(), 0.2
+    found = sinkhorn(s, t, torch.tensor([0, 5]), torch.tensor([0, 4]), epsilon, 500).item()
+    cost = torch.cdist(s, t, p=1.0)
+    scale = torch.ones(4).double() / 4
+    for _ in range(5000):  # the textbook iteration on scalings
+        rows = (1 / 5) / ((-cost / epsilon).exp() @ scale)
+        scale = (1 / 4) / ((-cost / epsilon).exp().T @ rows)
+    plan = rows[:, None] * (-cost / epsilon).exp() * scale
+    assert found == pytest.approx((plan * cost).sum().item(), rel=1e-9)
+    torch.testing.assert_close(plan.sum(1), torch.full((5,), 0.2).double())

@@ -63,6 +63,7 @@ def test_every_promised_name_is_there() -> None:
     promised = {"sft", "seqkd", "kl", "rkl", "js", "jsd", "skl", "srkl", "akl", "tvd", "dskd-v1", "dskd-v2"}
     promised |= {"uld", "mined", "dskd-cma", "dskd-eta", "abkd", "csd", "glmkd-kd", "hidden-mse"}
     promised |= {"dskd-cma-ga", "dskd-cma-ct", "alm", "gold", "simct", "simple-ctkd"}
+    promised |= {"multilevel-ot"}
     assert promised <= set(method.names())
 
 
@@ -104,6 +105,8 @@ def test_every_promised_name_is_there() -> None:
         ("alm:f=chi", "kl, rkl, tvd"),
         ("gold:beta=1", "between 0 and 1"),
         ("gold@hybrid", "no variant"),
+        ("multilevel-ot:top=0", "top >= 1"),
+        ("multilevel-ot:rate=0.5", "no option"),
         ("hidden-mse:hidden_weigth=2", "hidden_weight"),
     ],
 )

@@ -35,8 +35,8 @@ class TransportOptions:
         "distillation_model.py; weights 0.15, 0.1 and 0.1 as papers that re-ran it have them",
         formula=(
             "CE + weight [ sum_i |t_i - s_i| + log_weight sum_i sum_k t_ik log(t_ik / s_ik) + "
-            "sinkhorn_weight sum_ij P_ij |t_i - s_j| ]: t_i and s_i the probabilities, at the i-th position of "
-            "either model, of its top tokens, those with the most probability over the example, in that "
+            "sinkhorn_weight sum_ij P_ij |t_i - s_j| ]: t_i and s_i the probabilities, at the i-th position "
+            "of either model, of its top tokens, those with the most probability over the example, in that "
             "order; P the Sinkhorn plan between the example's positions, uniform on both sides, from "
             "exp(-cost / epsilon). Logits are divided by their standard deviation over the vocabulary first"
         ),
@@ -60,8 +60,8 @@ class TransportOptions:
         released=(
             "ranks tokens over the whole micro-batch, so neighbours change the loss; here over the example. "
             "Its logarithmic term is a cross-entropy of softmaxes of the probabilities with student and "
-            "teacher exchanged, its Sinkhorn distance one between such softmaxes at T = 2, weighed by another "
-            "0.001 and between zero-padded sides of one length; here both are of the probabilities, the first "
+            "teacher exchanged, its Sinkhorn distance one between such softmaxes at T = 2, of zero-padded "
+            "sides of one length, weighed by another 0.001; here both are of the probabilities, the first "
             "less the teacher's entropy (same gradient)"
         ),
     )

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from dskd.method import MethodError
 from harness import commands, run, scales, tables
+from harness.cluster import EngineError
 from harness.commands import Options
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
@@ -27,7 +28,7 @@ from harness.students import StudentError
 from harness.tables import TableError
 
 INPUT_ERRORS = (
-    *(MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
+    *(EngineError, MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
     *(StudentError, TableError),
 )
 EXPORTS = ("md", "csv", "tex", "json")
@@ -208,6 +209,9 @@ def _how(group: argparse._ArgumentGroup) -> None:
         type=Path,
         help="of --leaderboard (RESULTS/leaderboard.html) or --save-student (RESULTS/students/CELL)",
     )
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where: this machine, or a Ray cluster"
+    )
     group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
     group.add_argument(
         "--reference", action="store_true", help="plain heads, whole logits: slow, to check the tiled ones"
@@ -293,7 +297,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if asked:
         return single[asked[0]]()
     request, settings = _request(options), _settings(options, arguments)
-    chosen = Options(settings, options.jobs or run.default_jobs(request.scale), options.export)
+    jobs = options.jobs or run.default_jobs(request.scale, options.engine)
+    chosen = Options(settings, jobs, options.export, options.engine)
     if options.doctor:
         return commands.doctor(request, chosen)
     if options.dry_run:

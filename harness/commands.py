@@ -27,6 +27,7 @@ class Options:
     settings: run.Settings
     jobs: int
     export: str | None
+    engine: run.Engine = "local"
 
 
 def reproduce(request: Request, options: Options) -> int:
@@ -110,6 +111,8 @@ def _time(planned: Plan, options: Options) -> str:
     if not sum(seconds):
         return "time unknown"
     jobs = min(options.jobs, len(seconds))
+    if options.engine != "local":
+        return f"about {duration(sum(seconds))} of work in all"
     together = max(sum(seconds) / jobs, *seconds)
     return f"about {duration(together)} with {jobs} side by side"
 
@@ -120,7 +123,7 @@ def _execute(planned: Plan, options: Options) -> dict[str, Outcome]:
     settings = options.settings
     total = len(planned.of("run")) + (len(planned.builds) if settings.compute == run.COMPUTE else 0)
     with Screen(total, settings.results / "work" / "run.log") as screen:
-        return run.execute(planned, settings, options.jobs, screen)
+        return run.execute(planned, settings, options.jobs, screen, options.engine)
 
 
 def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], options: Options) -> None:

@@ -32,7 +32,7 @@ BUSY_WAIT = 1.0  #: seconds until a job that another command holds is asked for 
 PROGRESS_EVERY = 0.2
 STOP_GRACE = 2.0
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Busy(Exception):  # noqa: N818 (a state, not an error)
@@ -268,7 +268,7 @@ def _work(pipe: Connection, threads: int, log: str, device: str | None) -> None:
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)), TOKENIZERS_PARALLELISM="false")
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)), TOKENIZERS_PARALLELISM="false")
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     _redirect(log)
@@ -278,7 +278,7 @@ def _work(pipe: Connection, threads: int, log: str, device: str | None) -> None:
         except (EOFError, OSError):
             return
         try:
-            pipe.send(_do(function, arguments, _reporter(pipe)))
+            pipe.send(do(function, arguments, _reporter(pipe)))
         except OSError:  # the parent is gone
             return
 
@@ -296,7 +296,8 @@ def _redirect(log: str) -> None:
     os.close(handle)
 
 
-def _do(function: str, arguments: tuple[Any, ...], progress: Callable[[str, float], None]) -> tuple[Any, ...]:
+def do(function: str, arguments: tuple[Any, ...], progress: Callable[[str, float], None]) -> tuple[Any, ...]:
+    """Run a job's function: ("done", "", value), ("busy",), ("failed", reason) or ("exhausted", reason)."""
     try:
         module, _, name = function.partition(":")
         value = getattr(importlib.import_module(module), name)(*arguments, progress)
@@ -321,7 +322,11 @@ def _failure(error: BaseException) -> tuple[str, str]:
 
 
 def _reporter(pipe: Connection) -> Callable[[str, float], None]:
-    """Progress to the parent, a few times a second at most; a new stage at once."""
+    return throttled(lambda stage, fraction: pipe.send(("progress", stage, float(fraction))))
+
+
+def throttled(tell: Callable[[str, float], None]) -> Callable[[str, float], None]:
+    """Progress a few times a second at most; a new stage at once."""
     last = ("", 0.0)
 
     def progress(stage: str, fraction: float) -> None:
@@ -329,6 +334,6 @@ def _reporter(pipe: Connection) -> Callable[[str, float], None]:
         now = time.monotonic()
         if stage != last[0] or now - last[1] >= PROGRESS_EVERY:
             last = (stage, now)
-            pipe.send(("progress", stage, float(fraction)))
+            tell(stage, fraction)
 
     return progress

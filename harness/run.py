@@ -6,27 +6,37 @@ import contextlib
 import importlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import Timeout
 
-from harness import pairs
+from harness import merging, pairs
 from harness.cells import Cell
+from harness.cluster import Cluster
+from harness.files import write_whole
 from harness.plan import Plan, Step
 from harness.pool import Busy, Job, Listener, Outcome, Pool
 from harness.provenance import cores, gpus, memory_bytes, provenance
-from harness.store import SCHEMA, Store, StoreError
+from harness.store import SCHEMA, Store, StoreError, check_relative, references
 
 Progress = Callable[[str, float], None]
 Compute = Callable[[Cell, "Settings", Progress], dict[str, Any]]
+Engine = Literal["local", "ray"]
+Delivery = tuple[str, dict[str, bytes]]
 Entry = dict[str, Any] | str | None  #: a record, why there will be none, or nothing yet
 
 #: What computes a cell: ``module:function`` of (cell, settings, progress) -> record.
 COMPUTE = "harness.run:compute"
+#: What a worker does with a cell, here and on a cluster.
+FINISH, DELIVER = "harness.run:finish", "harness.run:deliver"
 GIB_PER_CELL = {"tiny": 1.5, "small": 8.0, "paper": 16.0}
+#: Cores that a cell asks of a cluster.
+CLUSTER_THREADS = {"tiny": 1, "small": 4, "paper": 8}
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,10 @@ class Settings:
     compute: str = COMPUTE
 
 
-def default_jobs(scale: str) -> int:
-    """Cells side by side that this machine can bear."""
+def default_jobs(scale: str, engine: Engine = "local") -> int:
+    """Cells side by side that this machine can bear; a cluster shares them out itself."""
+    if engine == "ray":
+        return 10_000
     room = int(memory_bytes() / 2**30 / GIB_PER_CELL[scale]) or 1
     if scale == "tiny":
         return max(1, min(len(cores()), room))
@@ -61,17 +73,26 @@ def pool(scale: str, jobs: int, settings: Settings) -> Pool:
     return Pool(jobs, threads, settings.results / "work" / "logs", 0 if scale == "tiny" else len(gpus()))
 
 
-def execute(plan: Plan, settings: Settings, jobs: int, listener: Listener) -> dict[str, Outcome]:
+def cluster(scale: str, jobs: int, settings: Settings) -> Cluster:
+    """The same on a Ray cluster; finished cells enter the store of this machine."""
+    receive = partial(receive_cell, Store(settings.results))
+    return Cluster(jobs, CLUSTER_THREADS[scale], scale != "tiny", receive)
+
+
+def execute(
+    plan: Plan, settings: Settings, jobs: int, listener: Listener, engine: Engine = "local"
+) -> dict[str, Outcome]:
     """Run what is to run. Outcomes by cell id; a failed build fails the cells that need it."""
     steps = plan.of("run")
     if not steps:
         return {}
-    with pool(plan.request.scale, min(jobs, len(steps)), settings) as workers:
+    make, function = (pool, FINISH) if engine == "local" else (cluster, DELIVER)
+    with make(plan.request.scale, min(jobs, len(steps)), settings) as workers:
         builds = plan.builds if settings.compute == COMPUTE else []
         built = workers.run([_build_job(ref, settings) for ref in builds], listener)
         broken = {key: outcome.reason for key, outcome in built.items() if not outcome.ok}
         blocked = {step.cell.id: reason for step in steps if (reason := _broken_model(step, broken))}
-        ready = [_cell_job(step, settings) for step in steps if step.cell.id not in blocked]
+        ready = [_cell_job(step, settings, function) for step in steps if step.cell.id not in blocked]
         outcomes = workers.run(ready, listener)
     outcomes |= {key: Outcome(False, reason) for key, reason in blocked.items()}
     _keep_failures(steps, outcomes, settings)
@@ -110,13 +131,29 @@ def _build_job(ref: str, settings: Settings) -> Job:
     return Job(ref, f"build {ref}", "harness.run:build", (ref, settings))
 
 
-def _cell_job(step: Step, settings: Settings) -> Job:
-    return Job(step.cell.id, step.title, "harness.run:finish", (step.cell.as_dict(), settings))
+def _cell_job(step: Step, settings: Settings, function: str) -> Job:
+    return Job(step.cell.id, step.title, function, (step.cell.as_dict(), settings))
 
 
 def _broken_model(step: Step, broken: Mapping[str, str]) -> str:
     needed = (step.pair.teacher, step.pair.student)
     return next((f"{ref} could not be built: {broken[ref]}" for ref in needed if ref in broken), "")
+
+
+def receive_cell(store: Store, delivery: Delivery | None) -> str | None:
+    """Check what ``deliver`` sent and put it into the store; the note. StoreError where it does not fit."""
+    if delivery is None:  # a model was built
+        return None
+    note, files = delivery
+    with tempfile.TemporaryDirectory() as folder:
+        for path, data in files.items():
+            check_relative(path, "delivery")
+            write_whole(Path(folder) / path, data)
+        merge = merging.plan(store, [Path(folder)])
+        if merge.faults:
+            raise StoreError("; ".join(merge.faults))
+        merge.carry_out()
+    return note
 
 
 # in the worker
@@ -162,6 +199,16 @@ def held(store: Store, cell_id: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def deliver(spec: dict[str, Any], settings: Settings, progress: Progress) -> Delivery:
+    """As ``finish``, and the cell's files by their path in the store: the disk may be this node's own."""
+    note = finish(spec, settings, progress)
+    store, cell = Store(settings.results), Cell.from_dict(spec).id
+    record = store.get(cell) or {}
+    paths = [store.record_path(cell).relative_to(store.root).as_posix()]
+    paths += [reference["path"] for reference in references(record)]
+    return note, {path: (store.root / path).read_bytes() for path in paths}
 
 
 def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:

@@ -296,6 +296,7 @@ __all__ = [
     "Timeout",
     "canonical",
     "check_record",
+    "check_relative",
     "checksum",
     "core",
     "first_difference",

@@ -14,6 +14,7 @@ import pytest
 
 from harness import methods, plan, run
 from harness.cells import Cell
+from harness.cluster import EngineError
 from harness.plan import Plan, Request
 from harness.pool import Busy, Job, Outcome, Pool
 from harness.store import Store
@@ -274,3 +275,12 @@ def test_a_busy_job_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_default_jobs_fit_the_machine() -> None:
     assert all(run.default_jobs(scale) >= 1 for scale in ("tiny", "small", "paper"))
+
+
+def test_a_cluster_without_ray_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install 'dskd-bench\[ray\]'"):
+        run.execute(planned(tmp_path), settings(tmp_path, "fake"), 1, Silent(), "ray")
+    assert calls(tmp_path) == []

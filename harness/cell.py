@@ -22,7 +22,7 @@ from evals import programs, scoring, suites
 from evals.decoding import generate, generate_ids
 from evals.prompts import encode_prompts
 from evals.suites import Item, Suite
-from harness import data, locate, models, scales, versions
+from harness import data, locate, models, origins, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
 from harness.examples import Example, load_examples, text_hash
@@ -71,7 +71,8 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         model, trained, chosen = walk.trained()
     scores, decode_seconds, new_tokens = walk.score(model)
     record = walk.record(scores, trained, chosen)
-    record["provenance"] = provenance(context.command)
+    origin = origins.of_cell(cell, context.pair, context.cache, context.data)
+    record["provenance"] = provenance(context.command) | {"sources": origin}
     record["cost"] = {
         "train_seconds": trained.seconds if trained else 0.0,
         "tokens_per_second": trained.read_tokens / max(trained.seconds, 1e-9) if trained else 0.0,

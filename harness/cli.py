@@ -132,7 +132,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
         help="save the student of a finished cell as a model folder, trained again if it was not kept",
     )
     group.add_argument(
-        "--fetch", metavar="WHAT", help="small (all it needs), small:NAME, data, or a hub name"
+        "--fetch", metavar="WHAT", help="small (all it needs), small:NAME, data, a hub name, or a .gguf file"
     )
     group.add_argument(
         "--merge",

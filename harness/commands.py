@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
-from harness import estimate, merging, methods, pairs, plan, run, scales, tables
+from harness import estimate, merging, methods, origins, pairs, plan, run, scales, tables
 from harness.estimate import duration
 from harness.files import write_whole
 from harness.plan import Plan, Request
@@ -162,6 +162,8 @@ def dry_run(request: Request, options: Options) -> int:
         print(f"  not run: {line}")
     for ref in planned.builds:
         print(f"  {ref}: {'built' if tiny.place(ref, request.cache).is_dir() else 'to be built, minutes'}")
+    for line in origins.lines(planned):
+        print(f"  {line}")
     if request.scale == "paper":
         _print_paper(planned)
     states = Counter(step.state for step in planned.steps)

@@ -138,7 +138,7 @@ def _parse_own(name: str) -> PairSpec:
 
 
 def _absolute(ref: str) -> str:
-    return str(Path(ref).resolve()) if is_local(ref) else ref
+    return str(Path(ref).resolve()) if is_local(ref) or ref.endswith(".gguf") else ref
 
 
 def _same_vocabulary(teacher: str, student: str) -> bool | None:

@@ -136,6 +136,8 @@ def _save_model(cell: Cell, made: Any, folder: Path) -> None:
     """Weights in the type they were scored in, tokenizer, and the decoding as generation config."""
     from transformers import GenerationConfig
 
+    from harness.sources.convert import normalise
+
     lm, tokenizer, decoding = made.student.lm, made.student.tokenizer, cell.decoding
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     reachable, rows = max(tokenizer.get_vocab().values()) + 1, lm.config.vocab_size
@@ -152,6 +154,7 @@ def _save_model(cell: Cell, made: Any, folder: Path) -> None:
     tokenizer.clean_up_tokenization_spaces = False
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    normalise(folder)
 
 
 def _check_answers(record: Mapping[str, Any], context: Any, made: Any, folder: Path) -> str:

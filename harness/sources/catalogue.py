@@ -70,6 +70,8 @@ class DataSet:
     state: str = "lost"
     files: tuple[File, ...] = ()
     installed: str | None = None  #: package/path of a file that comes with a dependency
+    hub: str | None = None  #: "org/name configuration split": asked when no package gives it
+    partial: bool = False  #: the package has a part of it only, so the hub is asked first
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,21 @@ def gguf(source: Path, out: Path, *, tokenizer: Path | None = None) -> None:
     _save(model, loaded, out)
 
 
+def check_tokenizer(source: Path) -> None:
+    """Raise ConversionError for a GGUF whose tokenizer cannot be rebuilt from the file alone."""
+    from gguf import GGUFReader
+
+    try:
+        kind = GGUFReader(str(source)).fields["tokenizer.ggml.model"].contents()
+    except (OSError, ValueError, KeyError) as error:
+        raise ConversionError(f"{source.name} cannot be read as a GGUF model ({error})") from None
+    if kind != "gpt2":
+        raise ConversionError(
+            f"{source.name} has a tokenizer of kind {kind!r}, which the file does not hold whole; put the "
+            "model's tokenizer.json and tokenizer_config.json beside it"
+        )
+
+
 def _mend_vocabulary(source: Path, folder: Path) -> None:
     """Make a tokenizer rebuilt from a GGUF the model's own in two points that the rebuilding misses.
 
@@ -268,7 +283,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path)
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))
     shutil.rmtree(out / ".tokenizer", ignore_errors=True)
-    _normalise(out)
+    normalise(out)
 
 
 #: What transformers writes about itself and this machine; without it, equal weights give equal folders.
@@ -282,7 +297,7 @@ _INCIDENTAL = (
 )
 
 
-def _normalise(folder: Path) -> None:
+def normalise(folder: Path) -> None:
     """Leave only what belongs to the model, so that a folder's hash is the same wherever it was made."""
     for path in folder.glob("*config.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

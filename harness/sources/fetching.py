@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -15,7 +17,17 @@ from harness.files import file_hash
 from harness.sources import catalogue, datasets, packages
 from harness.sources.catalogue import PREFIX, Catalogue, Model, SourceError
 from harness.sources.packages import Progress
-from harness.sources.resolving import CONVERSION, MANIFEST, manifest, model_folder, resolve, revision
+from harness.sources.resolving import (
+    CONVERSION,
+    GGUF,
+    MANIFEST,
+    gguf_folder,
+    manifest,
+    model_folder,
+    resolve,
+    revision,
+    stamp,
+)
 
 EVERYTHING = "small"
 DATA = "data"
@@ -69,6 +81,8 @@ def _jobs(refs: Sequence[str], known: Catalogue) -> dict[str, Job]:
                     jobs[f"{PREFIX}{name}"] = _model_job(name)
         elif ref in known.data:
             jobs[f"data {ref}"] = _data_job(ref)
+        elif Path(ref).suffix == GGUF:
+            jobs[ref] = _gguf_job(Path(ref).expanduser())
         elif ref != DATA:
             jobs[ref] = _hub_job(ref)
     return jobs
@@ -80,6 +94,10 @@ def _model_job(name: str) -> Job:
 
 def _data_job(name: str) -> Job:
     return lambda cache, known, progress: datasets.make(known.data[name], cache, progress)
+
+
+def _gguf_job(file: Path) -> Job:
+    return lambda cache, known, progress: _gguf(file, cache, progress)
 
 
 def _hub_job(ref: str) -> Job:
@@ -99,16 +117,23 @@ def _model(model: Model, cache: Path, progress: Progress) -> None:
         model.tokenizer, work / "tokenizer", downloads, progress, f"{PREFIX}{model.name} tokenizer"
     )
     progress(f"{PREFIX}{model.name}: converting", 0.0)
-    fresh = folder.with_name(f".{model.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    _convert(model, work, fresh, cache)
-    _note(model, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+    with _fresh(folder) as fresh:
+        _convert(model, work, fresh, cache)
+        _note(model, fresh)
     shutil.rmtree(work, ignore_errors=True)
     for part in {part for file in model.files for part in file.parts}:
         packages.kept_archive(part, downloads).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``folder`` once it is whole."""
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
 
 
 def _convert(model: Model, work: Path, out: Path, cache: Path) -> None:
@@ -131,18 +156,49 @@ def _convert(model: Model, work: Path, out: Path, cache: Path) -> None:
 
 def _note(model: Model, folder: Path) -> None:
     """Write down where the folder comes from; nothing in it depends on time or machine."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    content = {
-        "conversion": CONVERSION,
+    about = {
         "ref": f"{PREFIX}{model.name}",
         "title": model.title,
         "revision": revision(model),
         "licence": model.licence,
         "sources": {file.to: file.sha256 for file in model.files},
+    }
+    _write_manifest(folder, about)
+
+
+def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    content = about | {
+        "conversion": CONVERSION,
         "sha256": file_hash(folder / "model.safetensors"),
         "sizes": {path.name: path.stat().st_size for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _gguf(file: Path, cache: Path, progress: Progress) -> None:
+    """A user's own GGUF file, converted once; its own tokenizer.json is taken where it lies beside it."""
+    from harness.sources import convert
+
+    if not file.is_file():
+        raise SourceError("there is no such file")
+    folder, found = gguf_folder(file, cache), stamp(file)
+    known = manifest(folder)
+    if known is not None and known["stamp"] == found:
+        return
+    beside = all((file.parent / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = file.parent if beside else None
+    if tokenizer is None:
+        convert.check_tokenizer(file)
+    progress(f"{file.name}: converting", 0.0)
+    with _fresh(folder) as fresh:
+        try:
+            convert.gguf(file, fresh, tokenizer=tokenizer)
+        except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise SourceError(f"transformers cannot read it ({type(error).__name__}: {error})") from error
+        sha256 = file_hash(file)
+        name = f"{file.name}, sha256 {sha256[:12]}"
+        _write_manifest(fresh, {"revision": name, "stamp": found, "sources": {file.name: sha256}})
 
 
 def _from_hub(ref: str, cache: Path, progress: Progress) -> None:

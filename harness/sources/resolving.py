@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ Kind = Literal["local", "package", "hub", "missing"]
 #: Rises whenever the same packages would give another folder; folders of an older one are made again.
 CONVERSION = 1
 MANIFEST = ".source.json"
+GGUF = ".gguf"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -43,15 +46,17 @@ class Resolution:
 def resolve(ref: str, cache: Path) -> Resolution:
     """Find a model without downloading or loading anything.
 
-    ``ref`` is ``small:NAME``, a folder, or a hub name ``org/name`` (optionally ``org/name@revision``).
-    A folder wins over a hub name; ``small:`` names are the packaged weights and nothing else, because the
-    hub's copies of those models are not quantized and would give other numbers.
+    ``ref`` is ``small:NAME``, a folder, a ``.gguf`` file, or a hub name ``org/name`` (or
+    ``org/name@revision``). A folder wins over a hub name; ``small:`` names are the packaged weights and
+    nothing else, because the hub's copies of those models are not quantized and would give other numbers.
     """
     if ref.startswith(PREFIX):
         return _packaged(ref, cache)
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return _local(ref, folder)
+    if folder.suffix == GGUF:
+        return _gguf(ref, folder, cache)
     if _HUB_NAME.fullmatch(ref) and ".." not in re.split("[/@]", ref):
         return _hub(ref)
     return Resolution(ref, "missing", remedy="it is no folder; give the path of a model folder or org/name")
@@ -103,6 +108,30 @@ def _local(ref: str, folder: Path) -> Resolution:
     if not (folder / "config.json").is_file():
         return Resolution(ref, "missing", remedy=f"{folder} has no config.json; give a model folder")
     return Resolution(ref, "local", folder.resolve(), licence=_card_licence(folder))
+
+
+def gguf_folder(file: Path, cache: Path) -> Path:
+    """Where a user's GGUF file is kept once converted."""
+    file = file.resolve()
+    return cache / "gguf" / f"{file.stem}-{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+
+
+def stamp(file: Path) -> dict[str, int]:
+    """Size and time of a file: whether it is the one that was converted, without reading gigabytes."""
+    found = file.stat()
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _gguf(ref: str, file: Path, cache: Path) -> Resolution:
+    if not file.is_file():
+        return Resolution(ref, "missing", remedy="there is no such file")
+    folder = gguf_folder(file, cache)
+    found = manifest(folder)
+    if found is None or found["stamp"] != stamp(file):
+        again = "" if found is None else "it was changed since it was converted; "
+        remedy = f"{again}convert it with: python reproduce.py --fetch {shlex.quote(ref)}"
+        return Resolution(ref, "missing", remedy=remedy)
+    return Resolution(ref, "local", folder, found["revision"], None, found["sha256"])
 
 
 def _hub(ref: str) -> Resolution:

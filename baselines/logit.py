@@ -11,13 +11,17 @@ from dskd.batch import Batch, Loss, Pair
 from dskd.divergences import ENTRIES
 from dskd.lazy import torch
 from dskd.method import Entry, Method, MethodError, Needs, Options, Spec, register
+from dskd.student_text import ON_POLICY
 from dskd.terms import (
     COMMON,
     DIVERGENCE_PARAMETERS,
     DivergenceMethod,
+    OnPolicyOptions,
     Sum,
     constant,
+    distil_beside_gold,
     divergence_factor,
+    needs_of,
     teacher_view,
 )
 
@@ -39,7 +43,7 @@ def _entry(divergence: Entry) -> Entry:
         title=f"Logit distillation: {divergence.title}",
         formula=f"(1 - r) CE + r D,  D = {divergence.formula}",
         needs=Needs(vocabulary="same"),
-        parameters={**own, **divergence.parameters},
+        parameters={**own, **divergence.parameters, **ON_POLICY},
     )
 
 
@@ -47,22 +51,22 @@ def logit_terms(
     out: Sum, batch: Batch, by: Divergence, temperature: float, of_ce: float, of_kd: float
 ) -> None:
     """Adds of_ce times the gold CE and of_kd times D(p, q), each a sum over tokens / the normaliser."""
-    from dskd import heads
-
-    s, t = batch.student, teacher_view(batch)
-    kd = constant(len(s.labels), of_kd / batch.normaliser, s.hidden)
-    ce = constant(len(s.labels), of_ce / batch.normaliser, s.hidden)
-    made = heads.distil(
-        s.hidden, s.head, t.hidden, t.head, by,
-        temperature=temperature, weights=kd, labels=s.labels, label_weights=ce,
-    )  # fmt: skip
-    assert made.nll is not None
-    out.add(made.loss, ce=(ce * made.nll).sum(), kd=(kd * made.values).sum())
+    student, teacher = batch.student, teacher_view(batch)
+    weights = constant(len(student.labels), of_kd / batch.normaliser, student.hidden)
+    distil_beside_gold(
+        out, batch, teacher.hidden, teacher.head, by, temperature=temperature, weights=weights, of_ce=of_ce
+    )
 
 
 @register(*(_entry(page) for name, page in ENTRIES.items() if name not in _AT_ONE))
 class Logit(DivergenceMethod):
-    """(1 - r) CE + r D(p, q), both from one pass over the student's logits."""
+    """(1 - r) CE + r D(p, q), both from one pass over the student's logits where they are of one text."""
+
+    Options: ClassVar[type[Any]] = OnPolicyOptions
+
+    @property
+    def needs(self) -> Needs:
+        return needs_of(self.entry.needs, self.options)
 
     def divergence_name(self) -> str:
         return f"{self.spec.name}@{self.spec.variant}" if self.spec.variant else self.spec.name
@@ -77,7 +81,7 @@ class Logit(DivergenceMethod):
 
 
 @dataclass(frozen=True)
-class AtOne(Options):
+class AtOne(OnPolicyOptions):
     """The common options at the temperature of papers that have none."""
 
     temperature: float = 1.0

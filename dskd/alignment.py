@@ -1,6 +1,7 @@
 """Which positions of two tokenisations of one text go together.
 
-``encode`` gives the tokens of responses with the bytes of text each one covers; ``align_spans`` pairs
+``encode`` gives the tokens of responses with the bytes of text each one covers, ``decode`` the text and the
+spans of tokens that a model wrote; ``align_spans`` pairs
 tokens that cover exactly the same bytes (DSKD-ETA), ``align_edit_distance`` pairs tokens by dynamic
 time warping over their strings (MinED), ``align_chunks`` cuts both into the finest runs of tokens that
 cover the same bytes (ALM, GOLD, SimCT). No torch, no loop over tokens on the way of ordinary text.
@@ -56,6 +57,44 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
             )
         result[row] = _with_eos(encoding.ids, spans, len(raw[row]), vocabulary.eos)
     return result
+
+
+def decode(vocabulary: Vocabulary, ids: Sequence[int], ended: bool) -> tuple[str, Tokens]:
+    """The text of tokens that a model wrote, and these tokens with their spans; EOS is appended if ``ended``.
+
+    The ids need not be what ``encode`` makes of the text. Control tokens are no text, SentencePiece's
+    leading space is none either, and what is no UTF-8 becomes U+FFFD, whose span its tokens share.
+    """
+    words = [vocabulary.tokens[i] or b"" for i in ids]
+    raw = b"".join(words)
+    dummy = int(vocabulary.marked and raw.startswith(b" "))
+    edges = np.maximum(np.cumsum([0, *map(len, words)]) - dummy, 0)
+    text, starts, ends = _repaired(raw[dummy:])
+    spans = np.stack([starts[edges[:-1]], ends[edges[1:]]], axis=1)
+    if ended:
+        return text, _with_eos(list(ids), spans, int(ends[-1]), vocabulary.eos)
+    return text, Tokens(np.array(ids, dtype=np.int32), spans.astype(np.int32))
+
+
+def _repaired(raw: bytes) -> tuple[str, np.ndarray, np.ndarray]:
+    """Valid text, and where in it a token starts that starts at each byte offset (L + 1,), or ends there."""
+    starts = np.arange(len(raw) + 1)
+    ends = starts.copy()
+    pieces: list[str] = []
+    at = 0
+    while True:
+        try:
+            pieces.append(raw[at:].decode())
+            return "".join(pieces), starts, ends
+        except UnicodeDecodeError as error:
+            first, last = at + error.start, at + error.end
+        pieces += [raw[at:first].decode(), "\ufffd"]
+        grown = len("\ufffd".encode()) - (last - first)
+        starts[last:] += grown
+        ends[last:] += grown
+        starts[first + 1 : last] = starts[first]
+        ends[first + 1 : last] = ends[last]
+        at = last
 
 
 def _vocabulary(tokenizer: Any) -> Vocabulary:

@@ -42,13 +42,26 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Gold:
+    """The gold responses, where the text that is distilled on is another."""
+
+    view: View  #: the student's, with gradient
+    normaliser: float  #: response tokens of the *global* batch's gold responses
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch. ``normaliser`` is the response-token count (student's) of the *global* batch."""
+    """One micro-batch of the text that is distilled on: the data's, or the student's own (on-policy).
+
+    ``normaliser`` is the response-token count (student's) of the *global* batch.
+    """
 
     student: View
     teacher: View | None
     pairs: Pairs | None
     normaliser: float
+    sampled: Tensor | None = None  #: (B,) bool, the examples the student wrote; None: not one
+    gold: Gold | None = None  #: beside student text, unless the method does without (``Sampling.gold``)
 
 
 @dataclass(frozen=True)

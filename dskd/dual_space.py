@@ -13,14 +13,18 @@ from dskd import divergences
 from dskd.batch import Batch, Loss, Pair, View
 from dskd.lazy import torch
 from dskd.method import Entry, MethodError, Needs, Options, register
+from dskd.student_text import ON_POLICY
 from dskd.terms import (
     COMMON,
     DIVERGENCE_PARAMETERS,
     DivergenceMethod,
+    OnPolicyOptions,
     Sum,
     constant,
+    distil_beside_gold,
     divergence_factor,
-    gold,
+    gold_term,
+    needs_of,
     teacher_view,
 )
 
@@ -60,22 +64,15 @@ class DualSpace(DivergenceMethod):
         weights: Tensor,
         positions: Tensor | None,
     ) -> None:
-        """Gold CE at every position and D(q, sg(projected)) at ``positions``, from one pass.
+        """Gold CE at every position and D(q, sg(projected)) at ``positions``.
 
         ``projected`` (P, d) are the teacher's states in the student's space, read with ``head``.
         """
-        from dskd import heads
-
-        student, o = batch.student, self.options
-        kd = weights * divergence_factor(o)
-        ce = constant(len(student.labels), (1 - o.rate) / batch.normaliser, student.hidden)
-        made = heads.distil(
-            student.hidden, student.head, projected.detach(), head.detach(), self.divergence,
-            temperature=o.temperature, weights=kd, positions=positions,
-            labels=student.labels, label_weights=ce,
+        o = self.options
+        distil_beside_gold(
+            out, batch, projected.detach(), head.detach(), self.divergence, temperature=o.temperature,
+            weights=weights * divergence_factor(o), of_ce=1 - o.rate, positions=positions, term="kd_student",
         )  # fmt: skip
-        assert made.nll is not None
-        out.add(made.loss, ce=(ce * made.nll).sum(), kd_student=(kd * made.values).sum())
 
     def teacher_space(
         self, out: Sum, carried: Tensor, hidden: Tensor, head: Tensor, *, weights: Tensor, by: Divergence
@@ -103,8 +100,7 @@ class DualSpace(DivergenceMethod):
 
     def gold_only(self, out: Sum, batch: Batch) -> None:
         """The gold CE where no student-space pass computes it along."""
-        ce = gold(batch.student, (1 - self.options.rate) / batch.normaliser).loss
-        out.add(ce, ce=ce)
+        gold_term(out, batch, 1 - self.options.rate)
 
     def _same_rows(self, batch: Batch) -> View:
         teacher = teacher_view(batch)
@@ -172,7 +168,7 @@ def _teacher_side(pair: Pair) -> Any:
 
 
 @dataclass(frozen=True)
-class IdealOptions(DualSpaceOptions):
+class IdealOptions(DualSpaceOptions, OnPolicyOptions):
     """Options of dskd-v2 and dskd-eta."""
 
     projector_lr: float = 5e-4
@@ -191,7 +187,14 @@ IDEAL_PARAMETERS = {
         "where the share of agreeing argmaxes is above this, the student-space KD takes all positions; "
         "default 1.0 = only the agreeing ones, always"
     ),
+    **ON_POLICY,
 }
+
+ON_POLICY_RELEASED = (
+    "on-policy: the released paths fail with a TypeError, so this is as described; they would draw per "
+    "micro-batch (here per optimiser step, whatever its micro-batches), mask the EOS that the student wrote "
+    "(here supervised) and, for another vocabulary, tokenise the prompt anew without BOS (here it is kept)"
+)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,10 @@ class IdealDualSpace(DualSpace):
     """The three terms of DSKD v2 over given rows, each a mean over its own rows."""
 
     Options: ClassVar[type[Any]] = IdealOptions
+
+    @property
+    def needs(self) -> Needs:
+        return needs_of(self.entry.needs, self.options)
 
     def build(self, pair: Pair) -> nn.Module:
         from dskd.parts import IdealProjectors
@@ -285,7 +292,8 @@ def _argmax(hidden: Tensor, head: Tensor) -> Tensor:
         released=(
             "pinv in float32, here factored in float64; the share that t2s_agreement is compared with is "
             "kept / "
-            "global tokens, here kept / tokens of the micro-batch (the same for one micro-batch per step)"
+            "global tokens, here kept / tokens of the micro-batch (the same for one micro-batch per step); "
+            + ON_POLICY_RELEASED
         ),
         variants={
             "kdflow": (

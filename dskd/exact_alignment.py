@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dskd.batch import Batch, Loss
-from dskd.dual_space import IDEAL_PARAMETERS, OWN_MEAN, IdealDualSpace, Rows
+from dskd.dual_space import IDEAL_PARAMETERS, ON_POLICY_RELEASED, OWN_MEAN, IdealDualSpace, Rows
 from dskd.method import Entry, Needs, register
 from dskd.terms import teacher_view
 
@@ -47,7 +47,7 @@ from dskd.terms import teacher_view
             "newline or byte "
             "token; looks a prediction up as a raw string, so an unknown one becomes the unk id, which "
             "for GPT-2 is "
-            "EOS. Here: text spans, and a vocabulary map with 'none'"
+            "EOS. Here: text spans, and a vocabulary map with 'none'; " + ON_POLICY_RELEASED
         ),
         divergences=True,
         exceptions={

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from dskd.student_text import StudentText
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -32,7 +34,7 @@ class Needs:
     #: which pairs of positions; of "chunks", the last positions of runs of tokens over the same text
     alignment: Literal["none", "spans", "edit-distance", "chunks"] = "none"
     teacher_text: bool = False  #: trains on the teacher's generations instead of the gold responses
-    student_samples: bool = False  #: on-policy
+    student_samples: StudentText | None = None  #: on-policy: distils on text the student writes
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dskd import divergences
-from dskd.batch import Batch, Loss, View
+from dskd.batch import Batch, Gold, Loss, View
 from dskd.lazy import torch
-from dskd.method import Entry, Method, MethodError, Spec, write_value
+from dskd.method import Entry, Method, MethodError, Needs, Options, Spec, write_value
+from dskd.student_text import Fixed, StudentText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,30 @@ DIVERGENCE_PARAMETERS: Mapping[str, str] = {
     "alpha": "for skl (teacher's share of the mixture) and srkl (student's share), default 0.1; for abkd the "
     "teacher's power, default 0.2",
 }
+
+
+@dataclass(frozen=True)
+class OnPolicyOptions(Options):
+    """Options of a method that can distil on student text (DSKDv2's on-policy setting)."""
+
+    on_policy: float = 0.0
+    on_policy_after: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.on_policy <= 1:
+            raise MethodError(f"on_policy is a share from 0 to 1, not {self.on_policy}")
+        if self.on_policy_after < 0:
+            raise MethodError(f"on_policy_after is a number of epochs, not {self.on_policy_after}")
+        if self.on_policy_after and not self.on_policy:
+            raise MethodError("on_policy_after without on_policy: no text of the student is asked for")
+
+
+def needs_of(needs: Needs, options: OnPolicyOptions) -> Needs:
+    """A method's needs with these options: student samples where a share of them is asked for."""
+    if not options.on_policy:
+        return replace(needs, student_samples=None)
+    schedule = Fixed(options.on_policy, options.on_policy_after)
+    return replace(needs, student_samples=StudentText(schedule, gold=options.rate < 1))
 
 
 class DivergenceMethod(Method):
@@ -105,6 +130,21 @@ def gold(student: View, weight: float) -> CrossEntropy:
     )
 
 
+def gold_text(batch: Batch) -> Gold | None:
+    """The responses of the data and their normaliser; None where the batch has student text alone."""
+    if batch.gold is not None:
+        return batch.gold
+    return Gold(batch.student, batch.normaliser) if batch.sampled is None else None
+
+
+def written_by_student(batch: Batch) -> Tensor:
+    """(N,) bool: the positions of examples the student wrote."""
+    student = batch.student
+    if batch.sampled is None:
+        return torch.zeros_like(student.labels, dtype=torch.bool)
+    return batch.sampled.repeat_interleave(student.offsets.diff())
+
+
 @dataclass
 class Sum:
     """Adds up a loss and its named terms; several additions under one name accumulate."""
@@ -123,3 +163,51 @@ class Sum:
         if self.total is None:
             raise ValueError("a loss without a term")
         return Loss(self.total, self.terms)
+
+
+def gold_term(out: Sum, batch: Batch, factor: float) -> None:
+    """Add ``factor`` times the CE on the gold labels; where there is no gold text the factor must be 0."""
+    found = gold_text(batch)
+    if found is None:
+        if factor:
+            raise ValueError(f"a cross-entropy of weight {factor:g} on gold labels, and the batch has none")
+        out.terms.setdefault("ce", constant(1, 0.0, batch.student.hidden).sum())
+        return
+    ce = gold(found.view, factor / found.normaliser).loss
+    out.add(ce, ce=ce)
+
+
+def distil_beside_gold(
+    out: Sum,
+    batch: Batch,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    divergence: Divergence,
+    *,
+    temperature: float,
+    weights: Tensor,
+    of_ce: float,
+    positions: Tensor | None = None,
+    term: str = "kd",
+) -> None:
+    """Add of_ce times the CE on the gold labels, and ``term``: the sum of weights * D over pairs of rows.
+
+    One pass over the student's logits serves both where the text distilled on is the gold one.
+    Args: as heads.distil.
+    """
+    from dskd import heads
+
+    student = batch.student
+    together = batch.sampled is None
+    ce = constant(len(student.labels), of_ce / batch.normaliser, student.hidden) if together else None
+    made = heads.distil(
+        student.hidden, student.head, teacher_hidden, teacher_head, divergence,
+        temperature=temperature, weights=weights, positions=positions,
+        labels=student.labels if together else None, label_weights=ce,
+    )  # fmt: skip
+    named = {term: (weights * made.values).sum()}
+    if ce is not None and made.nll is not None:
+        out.add(made.loss, ce=(ce * made.nll).sum(), **named)
+    else:
+        gold_term(out, batch, of_ce)
+        out.add(made.loss, **named)

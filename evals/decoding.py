@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +50,21 @@ class Prompted(Protocol):
     def id(self) -> str: ...
     @property
     def prompt(self) -> str: ...
+
+
+class Written(NamedTuple):
+    """An answer's tokens without EOS, and whether EOS came (else it was cut)."""
+
+    ids: list[int]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A second model that has a say in every token: p = share * its distribution + the rest the first's."""
+
+    model: Any
+    share: float
 
 
 def generate(
@@ -109,24 +125,71 @@ def generate_ids(
     progress: Callable[[float], None] | None = None,
 ) -> list[list[int]]:
     """As ``generate``, but token ids, without EOS."""
-    _check(decoding, batch_size)
     prompts = encode_prompts(tokenizer, [item.prompt for item in items], max_prompt)
+    written = write(
+        model,
+        prompts,
+        [item.id for item in items],
+        decoding,
+        seed,
+        eos=tokenizer.eos_token_id,
+        reachable=max(tokenizer.get_vocab().values()) + 1,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [answer.ids for answer in written]
+
+
+def write(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    decoding: DecodingLike,
+    seed: int,
+    *,
+    eos: int | None,
+    reachable: int,
+    batch_size: int = 32,
+    banned: Tensor | None = None,
+    companion: Companion | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Written]:
+    """Answers to prompts of token ids, in their order.
+
+    Args:
+        model: as in ``generate``.
+        prompts: not empty, short enough for the window.
+        names: one for each answer; with the seed it decides the answer's random numbers.
+        decoding, seed, batch_size, progress: as in ``generate``.
+        eos: ends an answer.
+        reachable: token ids are below this; rows of the head beyond get no probability.
+        banned: (K,) int64 token ids that get none either.
+        companion: a second model with the same vocabulary; needs temperature 1.
+
+    Raises:
+        ValueError: settings that leave no room for an answer, or make no sense.
+    """
+    _check(decoding, batch_size)
+    if companion is not None and decoding.temperature != 1:
+        raise ValueError("two models write together at temperature 1 only")
     rooms = _rooms(model, prompts, decoding)
-    reachable = max(tokenizer.get_vocab().values()) + 1
-    answers: list[list[int]] = [[] for _ in items]
+    answers = [Written([], False)] * len(prompts)
     # Longest first: little padding, and a batch that does not fit memory fails at once.
-    order = sorted(range(len(items)), key=lambda i: -len(prompts[i]))
-    with _evaluating(model):
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    voices = [model] if companion is None else [model, companion.model]
+    with contextlib.ExitStack() as stack:
+        for voice in voices:
+            stack.enter_context(_evaluating(voice))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _Batch(model, decoding, tokenizer.eos_token_id, reachable)
+            batch = _Batch(model, decoding, eos, reachable, banned, companion)
             written = batch.run(
                 [prompts[i] for i in chosen],
                 [rooms[i] for i in chosen],
-                [uniforms(seed, items[i].id, decoding.max_new_tokens) for i in chosen],
+                [uniforms(seed, names[i], decoding.max_new_tokens) for i in chosen],
             )
-            for i, tokens in zip(chosen, written, strict=True):
-                answers[i] = tokens
+            for i, answer in zip(chosen, written, strict=True):
+                answers[i] = answer
             if progress is not None:
                 progress((start + len(chosen)) / len(order))
     return answers
@@ -208,13 +271,24 @@ class _Ngrams:
 class _Batch:
     """One batch of answers: prefill, then a token for every unfinished row at each step."""
 
-    def __init__(self, model: Any, decoding: DecodingLike, eos: int | None, reachable: int) -> None:
-        self.model, self.decoding, self.eos, self.reachable = model, decoding, eos, reachable
+    def __init__(
+        self,
+        model: Any,
+        decoding: DecodingLike,
+        eos: int | None,
+        reachable: int,
+        banned: Tensor | None,
+        companion: Companion | None,
+    ) -> None:
+        self.voices = [model] if companion is None else [model, companion.model]
+        self.companion = companion
+        self.decoding, self.eos, self.reachable = decoding, eos, reachable
         self.device = next(model.parameters()).device
+        self.banned = None if banned is None else banned.to(self.device)
 
     def run(
         self, prompts: Sequence[Sequence[int]], rooms: Sequence[int], randoms: Sequence[np.ndarray]
-    ) -> list[list[int]]:
+    ) -> list[Written]:
         from transformers import DynamicCache
 
         width, steps = max(map(len, prompts)), max(rooms)
@@ -234,9 +308,10 @@ class _Batch:
         seen = [_Ngrams(size, prompt) for prompt in prompts] if size else None
         rows = list(range(len(prompts)))  # which answer each row of the tensors belongs to
         alive = [True] * len(prompts)
-        cache = DynamicCache(config=self.model.config)
+        ended = [False] * len(prompts)
+        caches = [DynamicCache(config=voice.config) for voice in self.voices]
         for step in range(steps):
-            logits = self._forward(inputs, mask[:, : width + step] if padded else None, positions, cache)
+            logits = self._logits(inputs, mask[:, : width + step] if padded else None, positions, caches)
             if seen is not None:
                 _ban(logits, [seen[n].banned() for n in rows])
             tokens = choose(logits, self.decoding, uniform[:, step])
@@ -244,7 +319,7 @@ class _Batch:
                 if not alive[n]:
                     continue
                 if token == self.eos:
-                    alive[n] = False
+                    alive[n], ended[n] = False, True
                     continue
                 written[n].append(token)
                 alive[n] = len(written[n]) < rooms[n]
@@ -256,14 +331,33 @@ class _Batch:
             if len(rows) - len(kept) >= max(1, len(rows) // 4):
                 index = torch.tensor(kept, device=self.device)
                 rows = [rows[place] for place in kept]
-                cache.batch_select_indices(index)
+                for cache in caches:
+                    cache.batch_select_indices(index)
                 tokens, mask, lengths, uniform = tokens[index], mask[index], lengths[index], uniform[index]
             inputs, positions = tokens[:, None], (lengths + step)[:, None]
-        return written
+        return [Written(ids, end) for ids, end in zip(written, ended, strict=True)]
 
-    def _forward(self, inputs: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """Logits (rows, reachable) of the last column, fp32."""
-        output = self.model(
+    def _logits(
+        self, inputs: Tensor, mask: Tensor | None, positions: Tensor, caches: Sequence[Any]
+    ) -> Tensor:
+        """Logits (rows, reachable) of the last column, fp32, of all voices together."""
+        spoken = [
+            self._forward(voice, inputs, mask, positions, cache)
+            for voice, cache in zip(self.voices, caches, strict=True)
+        ]
+        logits = spoken[0]
+        if self.companion is not None:
+            share = self.companion.share
+            logits = ((1 - share) * logits.softmax(-1) + share * spoken[1].softmax(-1)).log()
+        if self.banned is not None:
+            logits[:, self.banned] = -torch.inf
+        return logits
+
+    def _forward(
+        self, model: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
+    ) -> Tensor:
+        """Logits (rows, reachable) of the last column of one model, fp32."""
+        output = model(
             input_ids=inputs,
             attention_mask=mask,
             position_ids=positions,

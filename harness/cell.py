@@ -17,6 +17,7 @@ from torch import nn
 from dskd import heads
 from dskd.batch import Pair, Side
 from dskd.method import Method, Sampling, create
+from dskd.student_text import Adaptive
 from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import programs, scoring, suites
 from evals.decoding import generate, generate_ids
@@ -25,10 +26,11 @@ from evals.suites import Item, Suite
 from harness import data, locate, models, origins, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
-from harness.examples import Example, load_examples, text_hash
+from harness.examples import Example, load_examples, load_held_out, text_hash
 from harness.files import intact, seal, write_whole
 from harness.meter import Meter
 from harness.models import LoadedModel, Progress
+from harness.on_policy import Limits, OnPolicy, Sides
 from harness.pairs import PairSpec
 from harness.provenance import provenance
 from harness.store import Store
@@ -80,7 +82,8 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         "decode_tokens_per_second": new_tokens / max(decode_seconds, 1e-9),
         "peak_rss_mb": meter.peak_mb(),
         "peak_of": "cell" if meter.own_peak else "process",
-        "teacher_passes": 1 if trained and walk.method is not None and walk.method.needs.teacher else 0,
+        "sampling_seconds": trained.written.get("seconds", 0.0) if trained else 0.0,
+        "teacher_passes": walk.teacher_passes(trained),
         "wall_seconds": meter.seconds(),
     }
     return record
@@ -162,6 +165,7 @@ class Walk:
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
             self.context.progress, rule.at_epoch_end if settings.checkpoint != "last" else None,
+            self._on_policy(student, method, settings, paired, teacher),
         )  # fmt: skip
         trained = trainer.run()
         return trained, rule.finish()
@@ -179,12 +183,10 @@ class Walk:
         self, student: LoadedModel, method: Method, settings: Training, teacher: Side | None
     ) -> tuple[data.PairedData, HiddenStates | None]:
         """Examples as both models read them, and the teacher's states on them."""
-        examples = load_examples(locate.training_file(self.cell.data, self.root), settings.examples)
+        examples = self._examples(method, settings)[0]
         if method.needs.teacher_text:
             examples = self._teacher_written(examples, settings, method.sampling)
-        window = min(settings.max_length, student.window)
-        limits = {"max_prompt": self._prompt_room(student, settings.max_prompt), "max_length": window}
-        own = data.encode_examples(student.tokenizer, examples, **limits)
+        own = self._encoded(student, examples, settings)
         if teacher is None:
             return data.PairedData(examples, own, None, None), None
         ref = self.context.pair.teacher
@@ -195,8 +197,49 @@ class Walk:
             wide = {"max_prompt": settings.max_prompt, "max_length": settings.max_length}
             other = data.encode_examples(models.load_tokenizer(path), examples, **wide)
         pairs = data.align(method.needs.alignment, own, other, vocabulary, teacher.vocabulary)
-        states = hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
-        return data.PairedData(examples, own, other, pairs), states
+        paired = data.PairedData(examples, own, other, pairs)
+        asked = method.needs.student_samples
+        if asked is not None and asked.always:
+            return paired, None
+        return paired, hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
+
+    def _examples(self, method: Method, settings: Training) -> tuple[list[Example], list[Example]]:
+        """What is trained on, and what an adaptive schedule validates on."""
+        file = locate.training_file(self.cell.data, self.root)
+        asked = method.needs.student_samples
+        if asked is not None and isinstance(asked.schedule, Adaptive):
+            return load_held_out(file, settings.examples)
+        return load_examples(file, settings.examples), []
+
+    def _encoded(
+        self, student: LoadedModel, examples: Sequence[Example], settings: Training
+    ) -> list[data.Encoded]:
+        window = min(settings.max_length, student.window)
+        room = self._prompt_room(student, settings.max_prompt)
+        return data.encode_examples(student.tokenizer, examples, max_prompt=room, max_length=window)
+
+    def _on_policy(
+        self,
+        student: LoadedModel,
+        method: Method,
+        settings: Training,
+        paired: data.PairedData,
+        teacher: Side | None,
+    ) -> OnPolicy | None:
+        """What writes the text of a method that needs student samples, with the whole teacher beside it."""
+        asked = method.needs.student_samples
+        if asked is None or teacher is None:
+            return None
+        ref = self.context.pair.teacher
+        words = student.side().vocabulary, teacher.vocabulary
+        same = VocabularyPair(*words).same
+        sides = Sides(student, models.load(self.path(ref), ref, self.dtype), words, same)
+        window = min(settings.max_length, student.window)
+        limits = Limits(self.cell.decoding.max_new_tokens, window, settings.max_length)
+        held_out = self._encoded(student, self._examples(method, settings)[1], settings)
+        return OnPolicy(
+            asked, sides, paired, method.needs.alignment, limits, settings, self.cell.seed, held_out
+        )
 
     def _same_vocabulary(self, student: Vocabulary, teacher: Vocabulary, method: Method) -> bool:
         """Whether one tokenizer serves both; refuses a pair that is not what it was declared to be."""
@@ -358,6 +401,16 @@ class Walk:
         result = scoring.score(suite, items, texts, allow_unsafe=self.context.allow_unsafe)
         return seed_entry(self.context.store, self.cell, suite.name, seed, items, texts, result)
 
+    def teacher_passes(self, trained: Trained | None) -> float:
+        """How often the teacher read a text for every example: once, and each text of the student's."""
+        if trained is None or self.method is None or self.cell.training is None:
+            return 0.0
+        needs, written = self.method.needs, trained.written
+        once = needs.teacher and not (needs.student_samples and needs.student_samples.always)
+        steps = self.cell.training.epochs / max(1, trained.steps)
+        texts = written.get("texts", 0) + written.get("replayed", 0)
+        return once + round(texts * steps / self.cell.training.batch, 2)
+
     def record(self, scores: dict[str, Any], trained: Trained | None, chosen: str | None) -> dict[str, Any]:
         """Everything but provenance and cost."""
         pair, settings = self.context.pair, self.cell.training
@@ -379,6 +432,8 @@ class Walk:
             }
             if self.method is not None and self.method.needs.teacher_text:
                 training["teacher_decoding"] = vars(self._teacher_decoding(self.method.sampling))
+            if trained.written:
+                training["student_text"] = {k: v for k, v in trained.written.items() if k != "seconds"}
             if trained.divergence:
                 training["diverged"] = trained.divergence
         return {

@@ -178,6 +178,8 @@ def _found(step: plan.Step) -> str:
 
 def _cost(step: plan.Step) -> str:
     said = f"to run, about {duration(step.seconds)}" if step.seconds else "to run"
+    if step.text_seconds:
+        said += f", {duration(step.text_seconds)} of them for student text"
     return f"{said}; {step.reason}" if step.reason else said
 
 
@@ -201,7 +203,9 @@ def _print_paper(planned: Plan) -> None:
         mine = [step for step in steps if step.pair.name == name]
         hours = sum(estimate.gpu_hours(step.cell, step.pair) or 0.0 for step in mine)
         memory = max(estimate.gpu_gib(step.cell, step.pair) or 0.0 for step in mine)
-        print(f"  {name}: {len(mine)} cells, {hours:.0f} A100 hours, {memory:.0f} GiB on one GPU")
+        text = sum(estimate.text_gpu_hours(step.cell, step.pair) for step in mine)
+        shown = f"{hours:.0f} A100 hours" + (f" ({text:.0f} of them for student text)" if text else "")
+        print(f"  {name}: {len(mine)} cells, {shown}, {memory:.0f} GiB on one GPU")
         total += hours
     print(f"  in all {total:.0f} A100 hours, within a factor of two: {estimate.BASIS}")
 

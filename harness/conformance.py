@@ -62,6 +62,8 @@ def addresses() -> list[str]:
             found += [":".join([f"{name}/{divergence}", *small]) for divergence in REPRESENTATIVE]
         if "space" in entry(name).parameters:
             found += [":".join([name, *small, f"space={space}"]) for space in ("student", "teacher")]
+        if "on_policy" in entry(name).parameters:
+            found += [":".join([name, *small, "on_policy=1"])]
     return found
 
 
@@ -128,21 +130,26 @@ class Gradients:
     hidden: Tensor
     head: Tensor
     parts: dict[str, Tensor]
+    gold: Tensor | None = None  #: of the gold responses' hidden states, where the batch has them apart
 
     def all(self) -> dict[str, Tensor]:
-        return {"hidden": self.hidden, "head": self.head, **self.parts}
+        gold = {} if self.gold is None else {"gold": self.gold}
+        return {"hidden": self.hidden, "head": self.head, **gold, **self.parts}
 
 
 def gradients(method: Method, parts: nn.Module | None, batch: Batch) -> Gradients:
     """Loss of one batch and its gradients (zeros where none arrives); frozen parts are constants."""
     every = parts.named_parameters() if parts is not None else ()
-    named = {name: parameter for name, parameter in every if parameter.requires_grad}
-    targets = {"hidden": batch.student.hidden, "head": batch.student.head, **named}
+    targets = {"hidden": batch.student.hidden, "head": batch.student.head}
+    if batch.gold is not None:
+        targets["gold"] = batch.gold.view.hidden
+    targets |= {name: parameter for name, parameter in every if parameter.requires_grad}
     loss = method.loss(batch, parts)
     found = torch.autograd.grad(loss.total, list(targets.values()), allow_unused=True)
     filled = [torch.zeros_like(t) if g is None else g for t, g in zip(targets.values(), found, strict=True)]
     by_name = dict(zip(targets, filled, strict=True))
-    return Gradients(loss, by_name.pop("hidden"), by_name.pop("head"), by_name)
+    hidden, head, gold = by_name.pop("hidden"), by_name.pop("head"), by_name.pop("gold", None)
+    return Gradients(loss, hidden, head, by_name, gold)
 
 
 def distillation(loss: Loss) -> float:
@@ -252,20 +259,59 @@ def eos(method: Method) -> None:
     made = gradients(method, parts, batch)
     nll = _nll(batch)
     weight = float(made.loss.terms["ce"] / nll.detach())
-    louder = replace(batch, student=replace(batch.student, hidden=batch.student.hidden * 1.5))
+    louder = _by_factor(batch, 1.5)
     again = float(method.loss(louder, parts).terms["ce"] / _nll(louder).detach())
     _close(again, weight, "ce as a multiple of the cross-entropy over all positions, EOS included")
     is_eos = batch.student.labels == here.pair.student.vocabulary.eos
-    (of_ce,) = torch.autograd.grad(weight * nll, batch.student.hidden)
+    of_ce = torch.zeros_like(made.hidden)
+    if batch.gold is None:
+        (of_ce,) = torch.autograd.grad(weight * nll, batch.student.hidden)
     taught = (made.hidden - of_ce).abs().amax(-1) > 1e-12
     if float(taught[~is_eos].double().mean()) > 0.5 and not bool(taught[is_eos].any()):
         raise BrokenError("the teacher teaches most positions, but none that predicts EOS")
 
 
 def _nll(batch: Batch) -> Tensor:
-    """The student's negative log-likelihood, summed over all positions."""
-    logits = batch.student.hidden @ batch.student.head.T
-    return torch.nn.functional.cross_entropy(logits, batch.student.labels, reduction="sum")
+    """The student's negative log-likelihood of the gold responses, summed over all positions."""
+    view = batch.student if batch.gold is None else batch.gold.view
+    return torch.nn.functional.cross_entropy(view.hidden @ view.head.T, view.labels, reduction="sum")
+
+
+def _by_factor(batch: Batch, factor: float) -> Batch:
+    """The batch with all of the student's hidden states times a factor."""
+    return _with_hidden(batch, *(h * factor for h in _student_hidden(batch)))
+
+
+def _student_hidden(batch: Batch) -> tuple[Tensor, ...]:
+    """The student's states on the text distilled on and, where they are apart, on the gold responses."""
+    return (batch.student.hidden,) + (() if batch.gold is None else (batch.gold.view.hidden,))
+
+
+def _with_hidden(batch: Batch, hidden: Tensor, of_gold: Tensor | None = None) -> Batch:
+    moved = replace(batch, student=replace(batch.student, hidden=hidden))
+    if batch.gold is None or of_gold is None:
+        return moved
+    return replace(moved, gold=replace(batch.gold, view=replace(batch.gold.view, hidden=of_gold)))
+
+
+@check
+def samples(method: Method) -> None:
+    """The gold cross-entropy knows nothing of text the student wrote, and without gold text there is none."""
+    if method.needs.student_samples is None:
+        return
+    here = world(method)
+    parts, batch = build(method, here.pair), here.batch()
+    made = gradients(method, parts, batch)
+    if batch.gold is None:
+        _close(made.loss.terms["ce"], 0.0, "gold cross-entropy of a batch that the student wrote")
+        return
+    hidden = _student_hidden(batch)
+    other = gradients(
+        method, parts, _with_hidden(batch, (hidden[0] * 1.5).detach().requires_grad_(), hidden[1])
+    )
+    _close(other.loss.terms["ce"], made.loss.terms["ce"], "gold cross-entropy beside another sample")
+    assert made.gold is not None and other.gold is not None
+    _close(other.gold, made.gold, "gradient of the gold responses beside another sample")
 
 
 @check
@@ -354,10 +400,13 @@ def _moved(
 ) -> float:
     """The loss with one thing moved."""
     held.replay()
-    student = batch.student
-    if name in ("hidden", "head"):
-        moved = replace(student, **{name: getattr(student, name) + by})
-        return method.loss(replace(batch, student=moved), parts).total.item()
+    hidden = _student_hidden(batch)
+    if name == "hidden":
+        return method.loss(_with_hidden(batch, hidden[0] + by, *hidden[1:]), parts).total.item()
+    if name == "gold":
+        return method.loss(_with_hidden(batch, hidden[0], hidden[1] + by), parts).total.item()
+    if name == "head":
+        return method.loss(_with_head(batch, batch.student.head + by), parts).total.item()
     assert parts is not None
     parameter = parts.get_parameter(name)
     with torch.no_grad():
@@ -367,6 +416,13 @@ def _moved(
     finally:
         with torch.no_grad():
             parameter.sub_(by)
+
+
+def _with_head(batch: Batch, head: Tensor) -> Batch:
+    moved = replace(batch, student=replace(batch.student, head=head))
+    if batch.gold is None:
+        return moved
+    return replace(moved, gold=replace(batch.gold, view=replace(batch.gold.view, head=head)))
 
 
 class _Held:
@@ -429,8 +485,8 @@ def constants(method: Method) -> None:
         if gradient is not None and bool(gradient.any()):
             raise BrokenError(f"{name} gets a gradient of norm {float(gradient.norm()):.3g}")
     made = gradients(method, parts, batch)
-    nothing = torch.zeros_like(batch.student.hidden).requires_grad_()
-    silent = gradients(method, parts, replace(batch, student=replace(batch.student, hidden=nothing)))
+    nothing = [torch.zeros_like(h).requires_grad_() for h in _student_hidden(batch)]
+    silent = gradients(method, parts, _with_hidden(batch, *nothing))
     _close(silent.head, torch.zeros_like(silent.head), "gradient of the head behind a silent student")
     for name, value in made.parts.items():
         if name.startswith("t2s"):
@@ -473,6 +529,7 @@ def padding(method: Method) -> None:
         batch,
         student=_read_by(batch.student, student),
         teacher=None if batch.teacher is None or teacher is None else _read_by(batch.teacher, teacher),
+        gold=None if batch.gold is None else replace(batch.gold, view=_read_by(batch.gold.view, student)),
     )
     got = gradients(method, build(method, Pair(student, teacher)), got_batch)
     _same_gradients(got, wanted, "with a padded head, cut")

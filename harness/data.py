@@ -66,6 +66,22 @@ class PairedData:
         """The student's response tokens in these examples: the normaliser of a global batch."""
         return sum(len(self.student[row].response.ids) for row in rows)
 
+    def text(self, row: int) -> Text:
+        """An example as a text to distil on."""
+        teacher = None if self.teacher is None else self.teacher[row]
+        return Text(row, self.student[row], teacher, None if self.pairs is None else self.pairs[row])
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt of the data with a response, the data's or one that the student wrote."""
+
+    row: int  #: the example whose prompt it is
+    student: Encoded
+    teacher: Encoded | None
+    pairs: np.ndarray | None  #: (P, 2)
+    sampled: bool = False
+
 
 def align(
     kind: str, student: list[Encoded], teacher: list[Encoded], s: Vocabulary, t: Vocabulary
@@ -76,6 +92,11 @@ def align(
     return align_all(kind, [x.response for x in student], [x.response for x in teacher], s, t)
 
 
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Optimiser steps that an epoch over ``count`` examples takes."""
+    return -(-count // batch)
+
+
 def epoch_batches(count: int, batch: int, seed: int, epoch: int) -> Iterator[list[int]]:
     """Global batches of one epoch: a permutation that depends on seed and epoch only."""
     order = np.random.default_rng([seed, epoch]).permutation(count)
@@ -83,7 +104,7 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int) -> Iterator[lis
         yield order[start : start + batch].tolist()
 
 
-def micro_batches(rows: list[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Split a global batch into micro-batches of like length, so that little is spent on padding."""
     ordered = sorted(rows, key=lambda row: (lengths[row], row))
     for start in range(0, len(ordered), size):

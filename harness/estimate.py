@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dskd.method import create
+from dskd.method import MethodError, create
+from dskd.student_text import StudentText
 from harness.cells import UNTRAINED, Cell
-from harness.pairs import MODELS, PairSpec
+from harness.pairs import MODELS, ModelFacts, PairSpec
 from harness.scales import DATA
 
 #: A teacher's hidden states on one text set that are larger than this are recomputed instead of kept (bytes).
@@ -30,13 +32,28 @@ ITEMS = {
 
 #: Seconds on one core (tiny) or one machine (small) before any record says better: (training, scoring).
 FIRST_GUESS = {"tiny": (30.0, 5.0), "small": (900.0, 600.0)}
+FIRST_PER_TEXT = {"tiny": 0.015, "small": 2.0}  #: seconds for a text of the student's, as in ``text_guess``
+
+
+#: Answers in training are written a global batch at a time, in scoring many more side by side.
+SLOWER_IN_TRAINING = 2.0
+
+
+@dataclass
+class Spent:
+    """Seconds of finished cells of one kind."""
+
+    total: list[float] = field(default_factory=list)
+    per_text: list[float] = field(
+        default_factory=list
+    )  #: to write an answer and train on one, without a teacher
 
 
 @dataclass
 class History:
     """Seconds that finished cells took, by what they have in common with the next one."""
 
-    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+    seconds: dict[tuple[str, ...], Spent] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any]]) -> History:
@@ -44,22 +61,57 @@ class History:
         history = cls()
         for record in records:
             cost, spec = record.get("cost") or {}, record["spec"]
-            spent = float(cost.get("train_seconds") or 0) + float(cost.get("decode_seconds") or 0)
-            if record["status"] == "done" and spent > 0:
-                for key in _keys(spec):
-                    history.seconds.setdefault(key, []).append(spent)
+            train, decode = (float(cost.get(f"{part}_seconds") or 0) for part in ("train", "decode"))
+            if record["status"] == "done" and train + decode > 0:
+                alone, *shared = _keys(spec)
+                for key in [alone] if _own_text(spec["method"]) else [alone, *shared]:
+                    spent = history.seconds.setdefault(key, Spent())
+                    spent.total.append(train + decode)
+                    if train and (steps := (record.get("training") or {}).get("steps")):
+                        trained = train / (steps * spec["training"]["batch"])
+                        spent.per_text.append(SLOWER_IN_TRAINING * decode / _answers(record) + trained)
         return history
 
     def guess(self, cell: Cell) -> float:
         """Seconds: the median of the most similar finished cells, else a first guess."""
         own, *others = _keys(cell.as_dict())
         if own in self.seconds:
-            return statistics.median(self.seconds[own])
+            return statistics.median(self.seconds[own].total)
         for key in others:
             if key in self.seconds:
-                return statistics.median(self.seconds[key]) * _samples(cell)
+                known = statistics.median(self.seconds[key].total) * _samples(cell)
+                return known + self.text_guess(cell)
         train, score = FIRST_GUESS.get(cell.scale, (0.0, 0.0))
-        return score + (train if cell.training is not None else 0.0)
+        return score + (train if cell.training is not None else 0.0) + self.text_guess(cell)
+
+    def text_guess(self, cell: Cell) -> float:
+        """Seconds that student text adds: to write an answer and train on it, by cells without such text."""
+        texts = student_texts(cell)
+        for key in _keys(cell.as_dict())[1:]:
+            if texts and key in self.seconds and self.seconds[key].per_text:
+                return texts * statistics.median(self.seconds[key].per_text)
+        return texts * FIRST_PER_TEXT.get(cell.scale, 0.0)
+
+
+def student_texts(cell: Cell) -> float:
+    """Answers that the student writes over a training, in the mean; at most, where that is not known."""
+    asked = _own_text(cell.method)
+    if asked is None or cell.training is None:
+        return 0.0
+    return _examples(cell) * cell.training.epochs * asked.schedule.mean(cell.training.epochs)
+
+
+def _own_text(address: str) -> StudentText | None:
+    """What a row asks of the student; nothing where the method is not known here (a plugin's)."""
+    try:
+        return None if address in UNTRAINED else create(address).needs.student_samples
+    except MethodError:
+        return None
+
+
+def _answers(record: Mapping[str, Any]) -> int:
+    """Answers decoded for a record."""
+    return max(1, sum(int(s["items"]) * len(s["seeds"]) for s in record["scores"].values()))
 
 
 def _keys(spec: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -68,7 +120,7 @@ def _keys(spec: Mapping[str, Any]) -> list[tuple[str, ...]]:
     work = [training.get(name) for name in ("examples", "epochs", "lora", "max_length")]
     work += [run["limit"] for run in spec["suites"]]
     work += [len(spec["decoding"]["seeds"]), spec["decoding"]["max_new_tokens"], spec["data"]]
-    same = (spec["scale"], str(work))
+    same = (spec["scale"], json.dumps(work, sort_keys=True))  # a record's mappings come back sorted
     return [(*same, spec["pair"], spec["method"]), (*same, spec["pair"]), same]
 
 
@@ -79,11 +131,10 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
         return None
     flops = 0.0
     if cell.training is not None:
-        facts = DATA.get(cell.data)
-        examples = (cell.training.examples or (facts.examples if facts else 10_000)) * _samples(cell)
-        tokens = examples * (facts.tokens if facts else 200)
-        per_token = (4 if cell.training.lora else 6) * student.parameters
+        tokens = _examples(cell) * _samples(cell) * _tokens(cell)
+        per_token = _flops_per_token(cell, student)
         flops += tokens * (per_token * cell.training.epochs + 2 * teacher.parameters) / TRAIN_SHARE
+        flops += _text_flops(cell, student, teacher)
         if cell.training.checkpoint != "last":
             flops += _decode_flops(DATA["dolly-dev"].examples * cell.training.epochs, student.parameters)
     size = teacher.parameters if cell.method == "teacher" else student.parameters
@@ -92,17 +143,56 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
     return flops / PEAK_FLOPS / 3600
 
 
+def text_gpu_hours(cell: Cell, pair: PairSpec) -> float:
+    """A100 hours of ``gpu_hours`` that go to text the student writes."""
+    student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
+    if student is None or teacher is None:
+        return 0.0
+    return _text_flops(cell, student, teacher) / PEAK_FLOPS / 3600
+
+
+def _text_flops(cell: Cell, student: ModelFacts, teacher: ModelFacts) -> float:
+    """To write the answers, have the teacher read them and, beside gold ones, train on them as well."""
+    asked, texts = _own_text(cell.method), student_texts(cell)
+    if asked is None or not texts:
+        return 0.0
+    voices = student.parameters + (teacher.parameters if asked.teacher_mix else 0)
+    trained = _flops_per_token(cell, student) if asked.gold else 0.0
+    read = texts * _tokens(cell) * (2 * teacher.parameters + trained) / TRAIN_SHARE
+    return _decode_flops(texts, voices) + read
+
+
+def _flops_per_token(cell: Cell, student: ModelFacts) -> float:
+    lora = cell.training is not None and cell.training.lora is not None
+    return (4 if lora else 6) * student.parameters
+
+
+def _examples(cell: Cell) -> int:
+    """Examples of the training set that a cell trains on."""
+    facts = DATA.get(cell.data)
+    limit = cell.training.examples if cell.training is not None else None
+    return limit or (facts.examples if facts else 10_000)
+
+
+def _tokens(cell: Cell) -> int:
+    """Mean tokens of an example."""
+    facts = DATA.get(cell.data)
+    return facts.tokens if facts else 200
+
+
 def _samples(cell: Cell) -> int:
     """Training examples that a method makes of one prompt."""
     return 1 if cell.method in UNTRAINED else create(cell.method).sampling.samples
 
 
-def _decode_flops(answers: int, parameters: float) -> float:
+def _decode_flops(answers: float, parameters: float) -> float:
     return answers * (ANSWER_TOKENS + PROMPT_TOKENS) * 2 * parameters / DECODE_SHARE
 
 
 def gpu_gib(cell: Cell, pair: PairSpec) -> float | None:
     """GiB on one GPU at the dearer of two moments: the teacher reading, the student training.
+
+    Where the student writes text, they are one moment.
 
     The teacher takes 2 bytes per parameter. The student takes 16 (fp32 weights, gradients, two moments), or
     4 under LoRA, and 34 bytes per token, layer and unit of width for what the backward pass keeps.
@@ -115,7 +205,8 @@ def gpu_gib(cell: Cell, pair: PairSpec) -> float | None:
         return (reading if cell.method == "teacher" else 2 * student.parameters) / 2**30
     kept = cell.training.micro_batch * cell.training.max_length * student.layers * student.width * 34
     training = (4 if cell.training.lora else 16) * student.parameters + kept
-    return max(reading, training) / 2**30
+    together = _own_text(cell.method) is not None
+    return (reading + training if together else max(reading, training)) / 2**30
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,9 @@ from evals.prompts import function_prompt, maths_prompt
 #: MBPP's own training split, by task id (Austin et al. 2021); the rest is for testing, prompting, validation.
 MBPP_TRAINING = range(601, 975)
 
+#: Validation examples at most.
+HELD_OUT = 128
+
 
 class DataError(ValueError):
     """Training data that cannot be used; the message names the file and the line."""
@@ -48,6 +51,20 @@ def load_examples(path: Path, limit: int | None = None) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: no examples")
     return examples
+
+
+def load_held_out(path: Path, limit: int | None = None) -> tuple[list[Example], list[Example]]:
+    """Training examples as ``load_examples`` gives them, and others of the file to validate on.
+
+    These follow the ones trained on; where those are all, the last twentieth is kept back from them.
+    """
+    everything = load_examples(path)
+    if len(everything) < 2:
+        raise DataError(f"{path}: one example alone cannot be both trained and validated on")
+    count = len(everything) - max(1, len(everything) // 20)
+    if limit is not None and limit < len(everything):
+        count = limit
+    return everything[:count], everything[count : count + HELD_OUT]
 
 
 def _example(where: str, number: int, row: dict[str, Any]) -> Example | None:

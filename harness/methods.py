@@ -16,6 +16,7 @@ BUILT_IN = (
     "baselines.cross_tokenizer",
     "baselines.chunks",
     "baselines.transport",
+    "baselines.on_policy",
     "dskd.dual_space",
     "dskd.cross_model_attention",
     "dskd.key_query_matching",

@@ -17,7 +17,7 @@ from dskd import method as methods
 from dskd.divergences import ENTRIES as DIVERGENCES
 from dskd.method import Method, MethodError, Spec
 from harness import estimate, locate, pairs, scales, tables, versions
-from harness.cells import UNTRAINED, Cell, SuiteRun
+from harness.cells import UNTRAINED, Cell, SuiteRun, Training
 from harness.estimate import History
 from harness.methods import plugin_file
 from harness.pairs import PairSpec
@@ -61,6 +61,7 @@ class Step:
     state: State
     reason: str = ""  #: why a refused one cannot run, or how the last run of an open one failed
     seconds: float = 0.0  #: estimate; 0 where there is nothing to do or to go by
+    text_seconds: float = 0.0  #: of these, for text that the student writes
     rows: list[str] = field(default_factory=list)  #: "table side/method", wherever it is shown
     unseen: tuple[SuiteRun, ...] = ()  #: suites left out because their files are not here
     lacking: tuple[str, ...] = ()  #: models and data not here, where a record was found all the same
@@ -234,10 +235,10 @@ def _no_pair(name: str, scale: str, chosen: Sequence[Table]) -> str:
 
 def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: list[str]) -> Iterable[Step]:
     """The cells of a row: one per training seed, or one alone where nothing is trained."""
-    method, refusal = _method(row.method, pair)
     seeds = (request.seeds or _default_seeds(table, request.scale)) if row.trained else (0,)
     budget = {**table.budget.get(request.scale, {}), **request.budget}
     setting = scales.setting(pair, table.group, Spec.parse(row.method).name, budget)
+    method, refusal = _method(row.method, pair, setting.training)
     suites, unseen, missing = _suites(table, setting, request)
     absent.extend(missing)
     data = _training_set(setting.data, request) if row.trained else ""
@@ -265,8 +266,8 @@ def _default_seeds(table: Table, scale: str) -> tuple[int, ...]:
     return tuple(range(1, count + 1)) if count else scales.DEFAULT_SEEDS[scale]
 
 
-def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
-    """The method, and why it cannot serve the pair (empty if it can)."""
+def _method(address: str, pair: PairSpec, training: Training | None) -> tuple[Method | None, str]:
+    """The method, and why it cannot serve the pair or the training (empty if it can)."""
     if address in UNTRAINED:
         return None, ""
     try:
@@ -275,7 +276,9 @@ def _method(address: str, pair: PairSpec) -> tuple[Method | None, str]:
             method.check(pair.same_vocabulary)
     except MethodError as error:
         return None, str(error)
-    return method, ""
+    asked = method.needs.student_samples
+    unfit = asked.unfit(training.epochs) if asked is not None and training is not None else ""
+    return method, f"{method.spec}: {unfit}" if unfit else ""
 
 
 def _suites(
@@ -356,6 +359,8 @@ def _versions(method: Method | None, pair: PairSpec, row: Row, request: Request)
             found["reference-heads"] = 1
     if method is not None:
         found["method"] = method.entry.version
+        if method.needs.student_samples is not None:
+            found["student-text"] = versions.STUDENT_TEXT
         base = method.spec.divergence.partition("@")[0]
         if base in DIVERGENCES:
             found["divergence"] = DIVERGENCES[base].version
@@ -465,6 +470,7 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
         history = History.of(_readable(store, request.scale))
         for step in open_steps:
             step.seconds = history.guess(step.cell)
+            step.text_seconds = history.text_guess(step.cell)
 
 
 class _Elsewhere:
@@ -535,7 +541,7 @@ def unrepeatable(cell: Cell, request: Request) -> str:
     ``request`` says where models and data are; of its scale, only the cell's own counts.
     """
     pair = pairs.get(cell.pair)
-    method, refusal = _method(cell.method, pair)
+    method, refusal = _method(cell.method, pair, cell.training)
     if reason := refusal or _obstacle(Step(cell, pair, "run"), request):
         return reason
     row = Row(cell.method, cell.method, "same", ())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dskd.alignment import Tokens, align_all
-from dskd.batch import Batch, Pair, Pairs, Side, View
+from dskd.batch import Batch, Gold, Pair, Pairs, Side, View
 from dskd.method import Method
 from dskd.vocabulary import Vocabulary
 
@@ -59,6 +59,7 @@ class Example:
     student_hidden: Tensor  #: (n, d)
     teacher_hidden: Tensor  #: (m, D)
     pairs: np.ndarray  #: (P, 2)
+    gold: tuple[Tokens, Tensor] | None = None  #: another text and the student's states, where this is sampled
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class World:
 
     pair: Pair
     examples: tuple[Example, ...]
+    sampled: bool = False  #: the student wrote the texts
 
     def batch(self, rows: Sequence[int] | None = None, normaliser: float | None = None) -> Batch:
         """The examples ``rows`` packed; student's hidden states are a leaf with gradient."""
@@ -76,11 +78,22 @@ class World:
         total = float(sum(len(e.student.ids) for e in self.examples)) if normaliser is None else normaliser
         if self.pair.teacher is None:
             return Batch(student, None, None, total)
+        written = torch.ones(len(chosen), dtype=torch.bool) if self.sampled else None
         teacher = _view(self.pair.teacher, [e.teacher for e in chosen], [e.teacher_hidden for e in chosen])
         starts = zip(student.offsets.tolist(), teacher.offsets.tolist(), strict=True)
         moved = [e.pairs + np.array(start) for e, start in zip(chosen, starts, strict=False)]
         packed = torch.from_numpy(np.concatenate(moved).astype(np.int64))
-        return Batch(student, teacher, Pairs(packed[:, 0].contiguous(), packed[:, 1].contiguous()), total)
+        pairs = Pairs(packed[:, 0].contiguous(), packed[:, 1].contiguous())
+        return Batch(student, teacher, pairs, total, written, self._gold(chosen, normaliser))
+
+    def _gold(self, chosen: Sequence[Example], normaliser: float | None) -> Gold | None:
+        found = [e.gold for e in chosen if e.gold is not None]
+        if not found:
+            return None
+        view = _view(self.pair.student, [tokens for tokens, _ in found], [hidden for _, hidden in found])
+        view.hidden.requires_grad_(True)
+        total = sum(len(e.gold[0].ids) for e in self.examples if e.gold is not None)
+        return Gold(view, float(total) if normaliser is None else normaliser)
 
     def with_pair(self, pair: Pair) -> World:
         """The same examples under other matrices or vocabularies."""
@@ -100,7 +113,8 @@ def world(method: Method, seed: int = 0, *, same: bool | None = None, equal: boo
 
     ``same``: one vocabulary (default: what the method needs, two where it does not care); ``equal``:
     the teacher is the student. Student states are 6 wide, the teacher's 9, at about the scale at which
-    logits spread by a few units.
+    logits spread by a few units. A method that needs student samples gets every text as one, with another
+    text as the gold response if it wants one.
     """
     needs = method.needs
     same = (needs.vocabulary == "same") if same is None else same
@@ -124,7 +138,12 @@ def world(method: Method, seed: int = 0, *, same: bool | None = None, equal: boo
         states = _randn(draw, len(s.ids), student.width)
         seen = states if equal else _randn(draw, len(t.ids), other.width)
         examples.append(Example(s, t, states, seen, matched))
-    return World(pair, tuple(examples))
+    sampling = needs.student_samples
+    if sampling is not None and sampling.gold:
+        others = [*ours[2:], *ours[:2]]
+        drawn = [(tokens, _randn(draw, len(tokens.ids), student.width)) for tokens in others]
+        examples = [replace(e, gold=gold) for e, gold in zip(examples, drawn, strict=True)]
+    return World(pair, tuple(examples), sampling is not None)
 
 
 def _side(known: Vocabulary, width: int, draw: torch.Generator) -> Side:

@@ -64,7 +64,7 @@ class RecomputedStates:
 
     def rows(self, examples: Sequence[int]) -> Tensor:
         """See HiddenStates."""
-        return _forward(self.model, [self.sequences[e] for e in examples])
+        return read(self.model, [self.sequences[e] for e in examples])
 
 
 def hidden_states(
@@ -146,8 +146,9 @@ def _open(folder: Path, offsets: np.ndarray) -> StoredStates | None:
     return StoredStates(np.memmap(file, dtype=np.int16, mode="r", shape=shape), offsets)
 
 
-@torch.inference_mode()
-def _forward(model: LoadedModel, sequences: Sequence[Encoded]) -> Tensor:
+@torch.no_grad()  # not inference_mode: what a projector takes in is kept for its backward pass
+def read(model: LoadedModel, sequences: Sequence[Encoded]) -> Tensor:
+    """A model's final hidden states at the response positions of these sequences (N, width), bf16."""
     packed = pack(sequences)
     hidden = model.hidden(packed.ids).flatten(0, 1)
     return hidden[packed.positions].to(torch.bfloat16)
@@ -166,7 +167,7 @@ def _compute(
     order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
     done = 0
     for batch in _by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD):
-        states = _forward(model, [sequences[e] for e in batch]).view(torch.int16).numpy()
+        states = read(model, [sequences[e] for e in batch]).view(torch.int16).numpy()
         start = 0
         for e in batch:
             count = int(offsets[e + 1] - offsets[e])

@@ -9,20 +9,29 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dskd.batch import Batch, Loss, Side, View
+from dskd.batch import Batch, Gold, Loss, Side, View
 from dskd.method import Method
 from harness.cells import Training
-from harness.data import PairedData, epoch_batches, micro_batches, pack, pack_pairs
-from harness.models import LoadedModel, Progress, trainable
-from harness.teacher import HiddenStates
+from harness.data import (
+    Encoded,
+    PairedData,
+    Text,
+    epoch_batches,
+    micro_batches,
+    pack,
+    pack_pairs,
+    steps_per_epoch,
+)
+from harness.models import LoadedModel, Progress, autocast, trainable
+from harness.on_policy import OnPolicy
+from harness.teacher import HiddenStates, read
 
 CURVE_POINTS = 50
 CHECKPOINT = "checkpoint.pt"
@@ -44,12 +53,13 @@ class Trained:
     """What a record says of a training."""
 
     steps: int = 0
-    tokens: int = 0  #: response tokens trained on
+    tokens: int = 0  #: response tokens trained on; of text the student wrote, those distilled on
     read_tokens: int = 0  #: tokens the student read, prompts included
     seconds: float = 0.0
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     first_loss: float = 0.0  #: mean over the first tenth of the steps
     last_loss: float = 0.0  #: mean over the last tenth
+    written: dict[str, float] = field(default_factory=dict)  #: of student text, see on_policy.Tally
 
     @property
     def divergence(self) -> str:
@@ -75,11 +85,12 @@ class Trainer:
     work: Path  #: the checkpoint lives here
     progress: Progress
     at_epoch_end: Callable[[int], None] | None = None  #: for checkpoint rules that score a dev set
+    on_policy: OnPolicy | None = None  #: writes the text of methods that need student samples
 
     def __post_init__(self) -> None:
         self.trained = Trained()
         self.side = self.student.side()
-        self.steps_per_epoch = math.ceil(len(self.data) / self.settings.batch)
+        self.steps_per_epoch = steps_per_epoch(len(self.data), self.settings.batch)
         self.total_steps = self.steps_per_epoch * self.settings.epochs
         self.optimizer = self._optimizer()
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factors())
@@ -119,6 +130,8 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self.trained.seconds = before + time.monotonic() - started
+        if self.on_policy is not None:
+            self.trained.written = dict(vars(self.on_policy.tally))
         self._check_weights()
         self.student.lm.eval()
         return self.trained
@@ -134,12 +147,10 @@ class Trainer:
 
     def _step(self, step: int, rows: list[int]) -> dict[str, Tensor]:
         """One optimiser step. Every micro-batch is normalised by the global batch's token count."""
-        normaliser = self.data.response_tokens(rows)
-        lengths = [len(sequence) for sequence in self.data.student]
+        texts = None if self.on_policy is None else self.on_policy.texts(step, rows)
         sums: dict[str, Tensor] = {}
         total = 0.0
-        for micro in micro_batches(rows, lengths, self.settings.micro_batch):
-            loss = self.loss(micro, normaliser)
+        for micro, loss in self._losses(rows) if texts is None else self._text_losses(rows, texts):
             self._check_loss(step, loss, micro)
             loss.total.backward()
             for name, value in loss.terms.items():
@@ -153,8 +164,7 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(step, total)
-        self.trained.tokens += normaliser
-        self.trained.read_tokens += sum(lengths[row] - 1 for row in rows)
+        self._count_tokens(rows, texts)
         return sums
 
     def _check_loss(self, step: int, loss: Loss, rows: Sequence[int]) -> None:
@@ -181,40 +191,96 @@ class Trainer:
         self.trained.first_loss += loss / tenth if step < tenth else 0.0
         self.trained.last_loss += loss / tenth if step >= self.total_steps - tenth else 0.0
 
+    def _count_tokens(self, rows: Sequence[int], texts: Sequence[Text] | None) -> None:
+        """Add up the tokens of a step."""
+        gold = [self.data.student[row] for row in rows]
+        distilled = gold if texts is None else [text.student for text in texts]
+        self.trained.tokens += sum(len(sequence.response.ids) for sequence in distilled)
+        beside = gold if texts is not None and self._reads_gold() else []
+        self.trained.read_tokens += sum(len(sequence) - 1 for sequence in [*distilled, *beside])
+
+    def _losses(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Loss]]:
+        """The micro-batches of a global batch of the data's text, each with its examples."""
+        normaliser = self.data.response_tokens(rows)
+        for micro in self._gold_rows(rows):
+            yield micro, self.loss(micro, normaliser)
+
+    def _gold_rows(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        lengths = [len(sequence) for sequence in self.data.student]
+        return micro_batches(rows, lengths, self.settings.micro_batch)
+
+    def _text_losses(self, rows: Sequence[int], texts: Sequence[Text]) -> Iterator[tuple[list[int], Loss]]:
+        """The same for text that the student wrote at least in part, gold responses beside it."""
+        lengths = [len(text.student) for text in texts]
+        tokens = sum(len(text.student.response.ids) for text in texts)
+        gold_tokens = self.data.response_tokens(rows)
+        micro_texts = micro_batches(range(len(texts)), lengths, self.settings.micro_batch)
+        for places, beside in zip(micro_texts, self._gold_rows(rows), strict=True):
+            with autocast(self.student, self.settings.precision):
+                micro = [texts[place] for place in places]
+                batch = self._text_batch(micro, tokens)
+                if self._reads_gold():
+                    view = self._student_view([self.data.student[row] for row in beside])
+                    batch = replace(batch, gold=Gold(view, gold_tokens))
+                loss = self.method.loss(batch, self.parts)
+            yield [text.row for text in micro], loss
+
+    def _reads_gold(self) -> bool:
+        """Whether steps on student text read the data's responses too."""
+        return self.on_policy is not None and self.on_policy.asked.gold
+
     def loss(self, rows: Sequence[int], normaliser: float) -> Loss:
         """Forward one micro-batch and hand both views to the method."""
-        with self._autocast():
+        with autocast(self.student, self.settings.precision):
             batch = self._batch(rows, normaliser)
             return self.method.loss(batch, self.parts)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "bf16" and next(self.student.lm.parameters()).dtype == torch.float32:
-            return torch.autocast("cpu", dtype=torch.bfloat16)
-        return nullcontext()
-
     def _batch(self, rows: Sequence[int], normaliser: float) -> Batch:
-        packed = pack([self.data.student[row] for row in rows])
-        hidden = self.student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)
-        if self.settings.precision == "bf16":
-            hidden = hidden.to(torch.bfloat16)
-        student = View(
-            hidden, self.side.head, self.side.embedding, packed.inputs, packed.labels, packed.offsets
-        )
-        teacher = self._teacher_view(rows)
-        pairs = None
+        student = self._student_view([self.data.student[row] for row in rows])
+        teacher = pairs = None
+        if self.teacher is not None and self.states is not None and self.data.teacher is not None:
+            sequences = [self.data.teacher[row] for row in rows]
+            teacher = self._teacher_view(self.teacher, sequences, self.states.rows(rows))
         if self.data.pairs is not None and teacher is not None:
             pairs = pack_pairs([self.data.pairs[row] for row in rows], student.offsets, teacher.offsets)
         return Batch(student, teacher, pairs, normaliser)
 
-    def _teacher_view(self, rows: Sequence[int]) -> View | None:
-        if self.teacher is None or self.states is None or self.data.teacher is None:
-            return None
-        packed = pack([self.data.teacher[row] for row in rows])
-        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-        hidden = self.states.rows(rows).to(dtype)
-        return View(
-            hidden, self.teacher.head, self.teacher.embedding, packed.inputs, packed.labels, packed.offsets
-        )
+    def _text_batch(self, texts: Sequence[Text], normaliser: float) -> Batch:
+        """As ``_batch``, of text that the student wrote at least in part; the teacher reads it now."""
+        student = self._student_view([text.student for text in texts])
+        sampled = torch.tensor([text.sampled for text in texts])
+        teacher = pairs = None
+        sequences = [text.teacher for text in texts if text.teacher is not None]
+        if self.teacher is not None and sequences:
+            teacher = self._teacher_view(self.teacher, sequences, self._text_states(texts))
+            found = [text.pairs for text in texts if text.pairs is not None]
+            pairs = pack_pairs(found, student.offsets, teacher.offsets) if found else None
+        return Batch(student, teacher, pairs, normaliser, sampled)
+
+    def _text_states(self, texts: Sequence[Text]) -> Tensor:
+        """The teacher's states (N, width): computed now on sampled text, as stored on the data's."""
+        assert self.on_policy is not None
+        fresh = [text.teacher for text in texts if text.sampled and text.teacher is not None]
+        made = read(self.on_policy.sides.teacher, fresh) if fresh else torch.empty(0)
+        counts = [len(sequence.response.ids) for sequence in fresh]
+        own = iter(made.split(counts))
+        return torch.cat([next(own) if text.sampled else self._stored(text.row) for text in texts])
+
+    def _stored(self, row: int) -> Tensor:
+        assert self.states is not None
+        return self.states.rows([row])
+
+    def _student_view(self, sequences: Sequence[Encoded]) -> View:
+        packed = pack(sequences)
+        hidden = self.student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)
+        if self.settings.precision == "bf16":
+            hidden = hidden.to(torch.bfloat16)
+        return View(hidden, self.side.head, self.side.embedding, packed.inputs, packed.labels, packed.offsets)
+
+    def _teacher_view(self, side: Side, sequences: Sequence[Encoded], states: Tensor) -> View:
+        packed = pack(sequences)
+        hidden = states.to(torch.bfloat16 if self.settings.precision == "bf16" else torch.float32)
+        return View(hidden, side.head, side.embedding, packed.inputs, packed.labels, packed.offsets)
 
     def _state(self) -> dict[str, Any]:
         names = {name for name, p in self.student.lm.named_parameters() if p.requires_grad}
@@ -226,6 +292,7 @@ class Trainer:
             "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
             "rng": torch.get_rng_state(),
             "trained": vars(self.trained),
+            "on_policy": {} if self.on_policy is None else self.on_policy.state(),
         }
 
     def _save(self) -> None:
@@ -243,6 +310,8 @@ class Trainer:
         self.scheduler.__dict__.update(state["scheduler"])
         torch.set_rng_state(state["rng"])
         self.trained = Trained(**state["trained"])
+        if self.on_policy is not None:
+            self.on_policy.restore(state["on_policy"])
         return self.trained.seconds
 
 

@@ -9,3 +9,4 @@ from __future__ import annotations
 
 TRAINER = 1  #: harness/train.py, harness/data.py, harness/teacher.py
 DECODER = 1  #: evals/decoding.py, evals/prompts.py
+STUDENT_TEXT = 1  #: harness/on_policy.py; of cells whose method distils on student text

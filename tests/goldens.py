@@ -43,13 +43,33 @@ def nll(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -np.take_along_axis(log_softmax(z), labels[:, None], -1)[:, 0]
 
 
+def gold_ce(x: Any, c: Any) -> float:
+    """(1 - r) CE on the gold labels: those of the text at hand, or of the responses beside student text."""
+    if c.gold is not None:
+        return float((1 - c.r) * nll(x.gold.h @ x.W.T, c.gold.labels).sum() / c.gold.N)
+    return 0.0 if c.sampled else float((1 - c.r) * nll(x.h @ x.W.T, c.labels).sum() / c.N)
+
+
 def _logit(divergence: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Golden:
     def golden(x: Any, c: Any) -> Terms:
-        z = x.h @ x.W.T
-        kd = divergence(c.ht @ c.Wt.T / c.T, z / c.T)
-        return {"ce": (1 - c.r) * nll(z, c.labels).sum() / c.N, "kd": c.r * kd.sum() / c.N}
+        kd = divergence(c.ht @ c.Wt.T / c.T, x.h @ x.W.T / c.T)
+        return {"ce": gold_ce(x, c), "kd": c.r * kd.sum() / c.N}
 
     return golden
+
+
+def _mixed(share: float, divergence: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Any:
+    """A divergence that needs the mixture share p + (1 - share) q."""
+
+    def of_logits(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
+        p, q = softmax(p_logits), softmax(q_logits)
+        return divergence(p, q, share * p + (1 - share) * q)
+
+    return _logit(of_logits)
+
+
+def _of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * np.log(a / b)).sum(-1)
 
 
 def _dual_v1(x: Any, c: Any) -> Terms:
@@ -79,7 +99,7 @@ def _three_terms(x: Any, c: Any, i: np.ndarray, j: np.ndarray, wanted: np.ndarra
     teacher = kl(c.ht[j] @ c.Wt.T / c.T, x.h[i] @ s2t @ c.Wt.T / c.T)
     assert 0 < kept.sum() < len(kept), "a world in which the mask shows"
     return {
-        "ce": (1 - c.r) * nll(z, c.labels).sum() / c.N,
+        "ce": gold_ce(x, c),
         "kd_student": c.r * student.mean(),
         "ce_t2s": c.r * nll(logits["x"], wanted).mean(),
         "kd_teacher": c.r * teacher.mean(),
@@ -424,13 +444,76 @@ def _multilevel(top: int) -> Golden:
     return golden
 
 
+def _imitkd(x: Any, c: Any) -> Terms:
+    best = (c.ht @ c.Wt.T).argmax(-1)
+    assert (best != c.labels).any()
+    return {"ce": 0.0, "ce_teacher": nll(x.h @ x.W.T, best).sum() / c.N}
+
+
+def _imitkd_full(x: Any, c: Any) -> Terms:
+    return {"ce": 0.0, "kd": kl(c.ht @ c.Wt.T, x.h @ x.W.T).sum() / c.N}
+
+
+def _minillm(x: Any, c: Any) -> Terms:
+    """alpha 0.2, eps 0.2; a text at a time, a token at a time."""
+    log = {k: log_softmax(v.h @ v.W.T) for k, v in (("x", x), ("c", c))}
+    log_p = log_softmax(c.ht @ c.Wt.T)
+    single = long = 0.0
+    cut = 0
+    for a, b in c.bounds:
+        for t in range(a, b):
+            y = c.labels[t]
+            drawn = 0.2 * np.exp(log_p[t, y]) + 0.8 * np.exp(log["c"][t, y])
+            later = [log_p[u, c.labels[u]] - log["c"][u, c.labels[u]] for u in range(t + 1, b)]
+            mean = float(np.mean(later)) if later else 0.0
+            weight = np.exp(log["x"][t, y]) / drawn
+            bounded = min(max(weight, 0.8), 1.2)
+            cut += weight * mean > bounded * mean
+            long -= min(weight * mean, bounded * mean)
+            kept = np.exp(log["c"][t, y]) / drawn
+            single += kept * (np.exp(log["x"][t]) * (log["x"][t] - log_p[t])).sum()
+    assert cut > 0, "a world in which some weight is clipped"
+    return {"ce": gold_ce(x, c), "kd_single": c.r * single / c.N, "kd_long": c.r * long / c.N}
+
+
+def _minillm_released(x: Any, c: Any) -> Terms:
+    log = {k: log_softmax(v.h @ v.W.T) for k, v in (("x", x), ("c", c))}
+    log_p = log_softmax(c.ht @ c.Wt.T)
+    rows = np.arange(len(c.labels))
+    reward = 2 * (log_p - log["c"])[rows, c.labels]
+    gain = np.zeros(len(rows))
+    for a, b in c.bounds:
+        for t in range(a, b):
+            gain[t] = sum(0.95 ** (u - t) * reward[u] for u in range(t, b)) / (b - t)
+    gain = (gain - gain.mean()) / np.sqrt(gain.var() + 1e-8)
+    drawn = (0.2 * np.exp(log_p) + 0.8 * np.exp(log["c"]))[rows, c.labels]
+    weight = np.exp(log["x"])[rows, c.labels] / drawn
+    long = -np.minimum(weight * gain, np.clip(weight, 0.8, 1.2) * gain).sum()
+    single = (np.exp(log["x"]) * (log["x"] - log_p)).sum()
+    return {"ce": gold_ce(x, c), "kd_single": c.r * single / c.N, "kd_long": c.r * long / c.N}
+
+
 GOLDENS: dict[str, Golden] = {
     "kl": _logit(kl),
     "abkd": _logit(_alpha_beta(0.2, 0.7)),
     "csd": _concrete_score,
     "glmkd-kd": _toolkit,
     "hidden-mse": _hidden,
+    "kl:on_policy=1": _logit(kl),
     "rkl": _logit(lambda p, q: kl(q, p)),
+    "srkl:on_policy=1": _mixed(0.9, lambda p, q, m: _of(q, m)),
+    "dskd-v2:on_policy=1": _dual_v2,
+    "dskd-eta:on_policy=1": _dual_eta,
+    "gkd": _mixed(0.5, lambda p, q, m: (_of(p, m) + _of(q, m)) / 2),
+    "gkd/jsd:beta=0.1": _mixed(0.1, lambda p, q, m: 0.1 * _of(p, m) + 0.9 * _of(q, m)),
+    "gkd/kl:rate=0.5": _logit(kl),
+    "gkd:on_policy=0": _mixed(0.5, lambda p, q, m: (_of(p, m) + _of(q, m)) / 2),
+    "distillm": _mixed(0.1, lambda p, q, m: _of(p, m)),
+    "distillm/srkl": _mixed(0.9, lambda p, q, m: _of(q, m)),
+    "imitkd": _imitkd,
+    "imitkd@full": _imitkd_full,
+    "minillm": _minillm,
+    "minillm@released": _minillm_released,
     "dskd-v1": _dual_v1,
     "dskd-v2": _dual_v2,
     "dskd-eta": _dual_eta,
@@ -465,12 +548,20 @@ def numbers(here: World, method: Method, parts: Any) -> SimpleNamespace:
         "pairs": torch.stack([batch.pairs.student, batch.pairs.teacher], -1),
     }  # fmt: skip
     edges = s.offsets.tolist(), t.offsets.tolist()
+    gold = None
+    if batch.gold is not None:
+        view = batch.gold.view
+        gold = SimpleNamespace(
+            h=view.hidden.detach().numpy().copy(), labels=view.labels.numpy(), N=batch.gold.normaliser
+        )
     return SimpleNamespace(
         **{name: value.detach().numpy().copy() for name, value in arrays.items()},
         parts={name: value.detach().numpy().copy() for name, value in named.items()},
         T=getattr(method.options, "temperature", 1.0),
         r=getattr(method.options, "rate", 0.5),
         N=batch.normaliser,
+        gold=gold,
+        sampled=batch.sampled is not None,
         bounds=list(zip(edges[0], edges[0][1:], strict=False)),
         teacher_bounds=list(zip(edges[1], edges[1][1:], strict=False)),
         spans=[(n, *map(int, span)) for n, e in enumerate(here.examples) for span in e.student.spans],
@@ -493,7 +584,7 @@ def compare(method: Method, golden: Golden, seed: int = 0) -> None:
         assert abs(got[name] - value) <= 1e-10 * max(1.0, abs(value)), (name, got[name], value)
     with heads.reference():
         plain = method.loss(here.batch(), parts).total
-    assert abs(float(plain.detach()) - sum(wanted.values())) <= 1e-10 * sum(wanted.values())
+    assert abs(float(plain.detach()) - sum(wanted.values())) <= 1e-10 * max(1.0, abs(sum(wanted.values())))
     draw = np.random.default_rng(3)
     for name, gradient in made.all().items():
         way = draw.normal(size=tuple(gradient.shape))
@@ -508,6 +599,8 @@ def _moved(golden: Golden, base: SimpleNamespace, name: str, by: np.ndarray) -> 
     if name in ("hidden", "head"):
         key = {"hidden": "h", "head": "W"}[name]
         setattr(moved, key, getattr(moved, key) + by)
+    elif name == "gold":
+        moved.gold.h += by
     else:
         moved.parts[name] += by
     return sum(golden(moved, base).values())

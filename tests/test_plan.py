@@ -234,6 +234,57 @@ def test_estimates_learn_from_records_and_scale_with_the_models(tmp_path: Path) 
     assert [estimate.duration(s) for s in (0.2, 59, 600, 7200)] == ["1 s", "59 s", "10 min", "2.0 h"]
 
 
+def test_student_text_is_part_of_the_cell_and_of_its_cost(tmp_path: Path) -> None:
+    wanted = ("kl", "kl:on_policy=1", "kl:on_policy=0.5", "distillm", "minillm")
+    steps = {s.cell.method: s for s in make(tmp_path, methods=wanted, pairs=("same",), seeds=(1,)).steps}
+    off, full, half = (steps[name] for name in ("kl", "kl:on_policy=1.0", "kl:on_policy=0.5"))
+    assert "student-text" not in dict(off.cell.versions)
+    assert dict(full.cell.versions)["student-text"] == 1
+    texts = {name: estimate.student_texts(step.cell) for name, step in steps.items()}
+    assert texts["kl"] == 0
+    assert texts["kl:on_policy=1.0"] == 2 * texts["kl:on_policy=0.5"] == texts["minillm"] == 240 * 6
+    assert 0 < texts["distillm"] < 240 * 6
+    record = {
+        "status": "done",
+        "spec": off.cell.as_dict(),
+        "cost": {"train_seconds": 18, "decode_seconds": 4},
+    }
+    record |= {"training": {"steps": 180}, "scores": {"dolly": {"items": 400, "seeds": {"10": {}}}}}
+    history = History.of([record, {**record, "spec": half.cell.as_dict(), "cost": {"train_seconds": 99}}])
+    each = 2 * 4 / 400 + 18 / (180 * 8)  # written at twice the time of scoring, and trained on
+    assert history.text_guess(full.cell) == pytest.approx(1440 * each)
+    assert history.guess(full.cell) == pytest.approx(22 + 1440 * each)
+    assert (history.guess(off.cell), history.guess(half.cell)) == (22, 99)
+    assert History().text_guess(full.cell) > History().text_guess(half.cell) > 0
+
+
+def test_student_text_costs_gpu_hours_and_memory(tmp_path: Path) -> None:
+    wanted = ("kl", "kl:on_policy=1", "minillm", "gkd:on_policy=1")
+    made = make(tmp_path, scale="paper", tables=("2",), methods=wanted, pairs=("same",))
+    steps = {s.cell.method: s for s in made.steps}
+    off, on, mixed, alone = (
+        steps[name] for name in ("kl", "kl:on_policy=1.0", "minillm", "gkd:on_policy=1.0")
+    )
+    hours = {step.cell.method: estimate.gpu_hours(step.cell, step.pair) or 0 for step in steps.values()}
+    text = {step.cell.method: estimate.text_gpu_hours(step.cell, step.pair) for step in steps.values()}
+    assert text["kl"] == 0
+    assert hours["kl:on_policy=1.0"] == pytest.approx(hours["kl"] + text["kl:on_policy=1.0"])
+    assert text["minillm"] > text["kl:on_policy=1.0"] > text["gkd:on_policy=1.0"] > 0
+    memory = [estimate.gpu_gib(step.cell, step.pair) or 0 for step in (off, on, mixed, alone)]
+    assert memory[0] < memory[1] == memory[2] == memory[3]
+
+
+def test_student_text_that_would_never_come_is_refused(tmp_path: Path) -> None:
+    (step,) = make(tmp_path, methods=("kl:on_policy=1:on_policy_after=6",), pairs=("same",), seeds=(1,)).steps
+    assert step.state == "refused"
+    assert "student text from epoch 7 on, but the training has 6" in step.reason
+    made = make(tmp_path, tables=(), teacher="tiny:teacher-sp", student="tiny:student-bpe",
+                methods=("gkd", "minillm", "dskd-eta:on_policy=1"), seeds=(1,))  # fmt: skip
+    states = {step.cell.method: step for step in made.steps if step.cell.training}
+    assert states["dskd-eta:on_policy=1.0"].state == "run"
+    assert all("one vocabulary" in states[name].reason for name in ("gkd", "minillm"))
+
+
 def test_every_table_has_settings_at_every_scale() -> None:
     for table in map(tables.load, tables.ids()):
         for scale in scales.SCALES:

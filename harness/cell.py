@@ -427,7 +427,7 @@ class Walk:
                 "read_tokens": trained.read_tokens,
                 "curve": curve(trained),
                 "checkpoint": f"{settings.checkpoint}: {chosen}",
-                "accumulation": -(-settings.batch // settings.micro_batch),
+                "accumulation": settings.accumulation(),
                 "heads": "reference" if self.context.reference else "tiled",
             }
             if self.method is not None and self.method.needs.teacher_text:

@@ -44,6 +44,10 @@ class Training:
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint: Literal["last", "best-dev-rouge"] = "last"
 
+    def accumulation(self, world: int = 1) -> int:
+        """Micro-batches that each of ``world`` processes takes in a step, so that ``batch`` stays global."""
+        return -(-self.batch // (self.micro_batch * world))
+
 
 @dataclass(frozen=True)
 class Decoding:

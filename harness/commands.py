@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
-from harness import estimate, merging, methods, origins, pairs, plan, run, scales, tables
+from harness import merging, methods, origins, pairs, plan, protocol, run, tables
 from harness.estimate import duration
 from harness.files import write_whole
 from harness.plan import Plan, Request
@@ -165,7 +165,8 @@ def dry_run(request: Request, options: Options) -> int:
     for line in origins.lines(planned):
         print(f"  {line}")
     if request.scale == "paper":
-        _print_paper(planned)
+        for line in protocol.lines(planned):
+            print(line)
     states = Counter(step.state for step in planned.steps)
     counts = f"{states['run']} to run, {states['done']} done, {states['refused']} cannot run"
     print(counts + (f"; {_time(planned, options)}" if states["run"] else ""))
@@ -181,33 +182,6 @@ def _cost(step: plan.Step) -> str:
     if step.text_seconds:
         said += f", {duration(step.text_seconds)} of them for student text"
     return f"{said}; {step.reason}" if step.reason else said
-
-
-def _print_paper(planned: Plan) -> None:
-    """Downloads, GPU hours and memory of the published protocol, with how they were reckoned."""
-    steps = planned.steps
-    print("models")
-    for ref in dict.fromkeys(ref for step in steps for ref in (step.pair.teacher, step.pair.student)):
-        if facts := pairs.MODELS.get(ref):
-            size = (
-                f"{facts.parameters / 1e9:.2f} B parameters, {2 * facts.parameters / 2**30:.1f} GiB in bf16"
-            )
-            print(f"  {ref}: {size}, {facts.licence}" + (f"; {facts.note}" if facts.note else ""))
-    print("data")
-    for name in sorted({step.cell.data for step in steps if step.cell.data}):
-        if known := scales.DATA.get(name):
-            print(f"  {name}: {known.examples} examples, {known.state}")
-    print("cost")
-    total = 0.0
-    for name in dict.fromkeys(step.pair.name for step in steps):
-        mine = [step for step in steps if step.pair.name == name]
-        hours = sum(estimate.gpu_hours(step.cell, step.pair) or 0.0 for step in mine)
-        memory = max(estimate.gpu_gib(step.cell, step.pair) or 0.0 for step in mine)
-        text = sum(estimate.text_gpu_hours(step.cell, step.pair) for step in mine)
-        shown = f"{hours:.0f} A100 hours" + (f" ({text:.0f} of them for student text)" if text else "")
-        print(f"  {name}: {len(mine)} cells, {shown}, {memory:.0f} GiB on one GPU")
-        total += hours
-    print(f"  in all {total:.0f} A100 hours, within a factor of two: {estimate.BASIS}")
 
 
 def rescore(request: Request, options: Options) -> int:

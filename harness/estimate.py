@@ -19,7 +19,8 @@ DISK_BUDGET = 20 * 2**30
 
 #: How the GPU hours are reckoned.
 BASIS = (
-    "2 FLOPs per parameter and token forward, 4 backward (2 under LoRA), the teacher forward once; "
+    "2 FLOPs per parameter and token forward, 4 backward (2 under LoRA), the teacher forward once "
+    "(every epoch where its states are too many to keep); "
     "training at 35 % and decoding at 2 % of an A100's 312 TFLOP/s"
 )
 PEAK_FLOPS = 312e12
@@ -132,8 +133,10 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
     flops = 0.0
     if cell.training is not None:
         tokens = _examples(cell) * _samples(cell) * _tokens(cell)
-        per_token = _flops_per_token(cell, student)
-        flops += tokens * (per_token * cell.training.epochs + 2 * teacher.parameters) / TRAIN_SHARE
+        per_token = _flops_per_token(cell, student) * cell.training.epochs
+        passes = cell.training.epochs if states_bytes(cell, teacher.width) > DISK_BUDGET else 1
+        per_token += 2 * teacher.parameters * passes if _reads_teacher(cell) else 0
+        flops += tokens * per_token / TRAIN_SHARE
         flops += _text_flops(cell, student, teacher)
         if cell.training.checkpoint != "last":
             flops += _decode_flops(DATA["dolly-dev"].examples * cell.training.epochs, student.parameters)
@@ -189,24 +192,41 @@ def _decode_flops(answers: float, parameters: float) -> float:
     return answers * (ANSWER_TOKENS + PROMPT_TOKENS) * 2 * parameters / DECODE_SHARE
 
 
-def gpu_gib(cell: Cell, pair: PairSpec) -> float | None:
-    """GiB on one GPU at the dearer of two moments: the teacher reading, the student training.
+def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1) -> float | None:
+    """GiB on each of ``gpus`` GPUs that share one training (FSDP); None for models of unknown size.
 
-    Where the student writes text, they are one moment.
-
-    The teacher takes 2 bytes per parameter. The student takes 16 (fp32 weights, gradients, two moments), or
-    4 under LoRA, and 34 bytes per token, layer and unit of width for what the backward pass keeps.
+    Sharded evenly: the teacher at 2 bytes a parameter, the student at 16 (fp32 weights, gradients, two
+    moments), or 4 under LoRA. On every GPU: the teacher's head and embedding (bf16), the student's as they
+    are gathered (fp32) with the head's gradient, and 34 bytes a token, layer and unit of width for what the
+    backward pass keeps of a micro-batch. The teacher reads before the student trains, unless its hidden
+    states are too many to keep or the student writes text: then both are there at once.
     """
     student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
     if student is None or teacher is None:
         return None
-    reading = 2 * teacher.parameters
-    if cell.training is None:
-        return (reading if cell.method == "teacher" else 2 * student.parameters) / 2**30
-    kept = cell.training.micro_batch * cell.training.max_length * student.layers * student.width * 34
-    training = (4 if cell.training.lora else 16) * student.parameters + kept
-    together = _own_text(cell.method) is not None
-    return (reading + training if together else max(reading, training)) / 2**30
+    reading = 2 * (teacher.parameters / gpus + teacher.vocabulary * teacher.width)
+    if cell.training is None:  # decoding is not sharded
+        return 2 * (teacher if cell.method == "teacher" else student).parameters / 2**30
+    training = (4 if cell.training.lora else 16) * student.parameters / gpus
+    training += 34 * cell.training.micro_batch * cell.training.max_length * student.layers * student.width
+    training += 4 * teacher.vocabulary * teacher.width + 12 * student.vocabulary * student.width
+    if not _reads_teacher(cell):
+        return training / 2**30
+    together = states_bytes(cell, teacher.width) > DISK_BUDGET or _own_text(cell.method) is not None
+    return (training + reading if together else max(training, reading)) / 2**30
+
+
+def _reads_teacher(cell: Cell) -> bool:
+    needs = create(cell.method).needs
+    return needs.teacher or needs.teacher_text
+
+
+def states_bytes(cell: Cell, width: int) -> float:
+    """Size of the teacher's hidden states on the training set, in bf16."""
+    facts = DATA.get(cell.data)
+    if cell.training is None or facts is None:
+        return 0.0
+    return _examples(cell) * facts.response * width * 2.0
 
 
 def duration(seconds: float) -> str:

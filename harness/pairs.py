@@ -48,6 +48,12 @@ class ModelFacts:
     vocabulary: int
     licence: str
     note: str = ""  #: what the published runs did to it first, when that is not the bare model
+    stored: int = 2  #: bytes a parameter on the hub
+
+    @property
+    def download(self) -> float:
+        """Bytes of its weights."""
+        return self.parameters * self.stored
 
 
 def _pair(name: str, models: str, table: Literal["table1", "table2"], *, same: bool) -> PairSpec:
@@ -89,16 +95,20 @@ PAIRS: dict[str, PairSpec] = {pair.name: pair for pair in _ALL}
 
 _DOLLY_TEACHER = "the published runs fine-tuned it on Dolly first"
 MODELS: dict[str, ModelFacts] = {
-    _GPT2: ModelFacts(124e6, 12, 768, 50257, "MIT"),
-    _GPT2_XL: ModelFacts(1.56e9, 48, 1600, 50257, "MIT", "MiniLLM's Dolly checkpoint was the teacher"),
-    "Qwen/Qwen1.5-1.8B": ModelFacts(1.84e9, 24, 2048, 151936, "Tongyi Qianwen research", _DOLLY_TEACHER),
-    "meta-llama/Llama-2-7b-hf": ModelFacts(6.74e9, 32, 4096, 32000, "Llama 2, gated", _DOLLY_TEACHER),
-    "mistralai/Mistral-7B-v0.1": ModelFacts(7.24e9, 32, 4096, 32000, "Apache-2.0", _DOLLY_TEACHER),
-    _TINYLLAMA: ModelFacts(1.1e9, 22, 2048, 32000, "Apache-2.0"),
-    _MATHS: ModelFacts(7.62e9, 28, 3584, 152064, "Apache-2.0"),
-    _CODE: ModelFacts(7.62e9, 28, 3584, 152064, "Apache-2.0"),
-    _QWEN25: ModelFacts(1.54e9, 28, 1536, 151936, "Apache-2.0"),
-    _LLAMA32: ModelFacts(1.24e9, 16, 2048, 128256, "Llama 3.2, gated"),
+    _GPT2: ModelFacts(124_439_808, 12, 768, 50257, "MIT", stored=4),
+    _GPT2_XL: ModelFacts(
+        1_557_611_200, 48, 1600, 50257, "MIT", "MiniLLM's Dolly checkpoint was the teacher", stored=4
+    ),
+    "Qwen/Qwen1.5-1.8B": ModelFacts(
+        1_836_828_672, 24, 2048, 151936, "Tongyi Qianwen research", _DOLLY_TEACHER
+    ),
+    "meta-llama/Llama-2-7b-hf": ModelFacts(6_738_415_616, 32, 4096, 32000, "Llama 2, gated", _DOLLY_TEACHER),
+    "mistralai/Mistral-7B-v0.1": ModelFacts(7_241_732_096, 32, 4096, 32000, "Apache-2.0", _DOLLY_TEACHER),
+    _TINYLLAMA: ModelFacts(1_100_048_384, 22, 2048, 32000, "Apache-2.0", stored=4),
+    _MATHS: ModelFacts(7_615_616_512, 28, 3584, 152064, "Apache-2.0"),
+    _CODE: ModelFacts(7_615_616_512, 28, 3584, 152064, "Apache-2.0"),
+    _QWEN25: ModelFacts(1_543_714_304, 28, 1536, 151936, "Apache-2.0"),
+    _LLAMA32: ModelFacts(1_235_814_400, 16, 2048, 128256, "Llama 3.2, gated"),
 }
 
 

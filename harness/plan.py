@@ -235,6 +235,7 @@ def _no_pair(name: str, scale: str, chosen: Sequence[Table]) -> str:
 
 def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: list[str]) -> Iterable[Step]:
     """The cells of a row: one per training seed, or one alone where nothing is trained."""
+    row = dataclasses.replace(row, method=_published(row.method, scales.options(pair, table.group)))
     seeds = (request.seeds or _default_seeds(table, request.scale)) if row.trained else (0,)
     budget = {**table.budget.get(request.scale, {}), **request.budget}
     setting = scales.setting(pair, table.group, Spec.parse(row.method).name, budget)
@@ -259,6 +260,23 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
         )
         state: State = "refused" if refusal else "run"
         yield Step(cell, pair, state, refusal, unseen=unseen)
+
+
+def _published(address: str, options: Mapping[str, float]) -> str:
+    """The address with the options of the published runs, where it leaves DSKD's defaults as they are."""
+    if address in UNTRAINED or not options:
+        return address
+    try:
+        method = methods.create(address)
+    except MethodError:
+        return address
+    chosen, usual = dict(method.spec.options), methods.Options()
+    if not method.needs.teacher:
+        return address
+    for name, value in options.items():
+        if name not in chosen and getattr(method.options, name, None) == getattr(usual, name):
+            chosen[name] = methods.write_value(value)
+    return str(dataclasses.replace(method.spec, options=tuple(sorted(chosen.items()))))
 
 
 def _default_seeds(table: Table, scale: str) -> tuple[int, ...]:

@@ -38,21 +38,26 @@ class DataFacts:
 
     examples: int
     tokens: int  #: mean tokens of prompt and response together (GPT-2's tokenizer, rounded)
+    response: int  #: mean tokens of the response alone
     state: str  #: exact, re-sampled, generated or lost
+    megabytes: int = 0  #: what has to be downloaded for it
+    source: str = ""  #: what is downloaded
 
 
 #: Training sets by name. The maths and code samples of the papers are lost at source, so another draw
 #: of the same size stands in for them and nothing made from it is comparable with the published figures.
 DATA: dict[str, DataFacts] = {
-    "dolly": DataFacts(11_435, 190, "exact"),
-    "dolly-dev": DataFacts(1_000, 190, "re-sampled"),
-    "gsm8k": DataFacts(7_473, 190, "exact"),
-    "metamathqa-50k": DataFacts(50_000, 300, "re-sampled"),
-    "magicoder-python-10k": DataFacts(10_000, 420, "re-sampled"),
-    "mbpp-train": DataFacts(374, 150, "exact"),
-    "tiny-instructions": DataFacts(400, 40, "generated"),
-    "tiny-maths": DataFacts(400, 60, "generated"),
-    "tiny-code": DataFacts(80, 60, "generated"),
+    "dolly": DataFacts(11_435, 146, 75, "exact", 11, "the processed data of DSKD's authors"),
+    "dolly-dev": DataFacts(1_000, 146, 75, "re-sampled", 1),
+    "gsm8k": DataFacts(7_473, 180, 95, "exact", 4),
+    "metamathqa-50k": DataFacts(50_000, 300, 200, "re-sampled", 396, "meta-math/MetaMathQA"),
+    "magicoder-python-10k": DataFacts(
+        10_000, 420, 250, "re-sampled", 203, "ise-uiuc/Magicoder-OSS-Instruct-75K"
+    ),
+    "mbpp-train": DataFacts(374, 150, 93, "exact", 1),
+    "tiny-instructions": DataFacts(400, 40, 20, "generated"),
+    "tiny-maths": DataFacts(400, 60, 30, "generated"),
+    "tiny-code": DataFacts(80, 60, 30, "generated"),
 }
 
 #: Suites that a scale does not have, and why.
@@ -117,7 +122,14 @@ SETTINGS: dict[tuple[str, str], Setting] = {
 #: Where the released scripts give one method another setting than its table: (scale, recipe, method name).
 METHOD_SETTINGS: dict[tuple[str, str, str], Mapping[str, int]] = {
     ("paper", "table1-same", "dskd-v2"): {"batch": 64},
+    ("paper", "table1-cross", "dskd-cma-ga"): {"batch": 8},
     ("paper", "code", "dskd-eta"): {"batch": 32},
+}
+
+#: Options that the released scripts of a recipe give to every method that has DSKD's defaults.
+METHOD_OPTIONS: dict[tuple[str, str], Mapping[str, float]] = {
+    ("paper", "maths"): {"temperature": 1.0},
+    ("paper", "code"): {"temperature": 1.0},
 }
 
 
@@ -125,13 +137,22 @@ def setting(
     pair: PairSpec, group: Group, method: str = "", overrides: Mapping[str, float] | None = None
 ) -> Setting:
     """The setting of a pair's cells, as the released script of ``method`` (a bare name) has it."""
-    recipe = pair.recipe if group == "instructions" else group
+    recipe = _recipe(pair, group)
     found = SETTINGS[pair.scale, recipe]
     special: Mapping[str, Any] = METHOD_SETTINGS.get((pair.scale, recipe, method), {})
     found = dataclasses.replace(found, training=dataclasses.replace(found.training, **special))
     for name, value in (overrides or {}).items():
         found = _OVERRIDES[name](found, value)
     return found
+
+
+def options(pair: PairSpec, group: Group) -> Mapping[str, float]:
+    """METHOD_OPTIONS of a pair's cells."""
+    return METHOD_OPTIONS.get((pair.scale, _recipe(pair, group)), {})
+
+
+def _recipe(pair: PairSpec, group: Group) -> str:
+    return pair.recipe if group == "instructions" else group
 
 
 def parse_overrides(text: str) -> dict[str, float]:

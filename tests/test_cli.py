@@ -112,7 +112,8 @@ def test_the_paper_scale_dry_run_estimates_hours_memory_and_downloads(tmp_path: 
     assert done.returncode == 0, done.stderr
     for word in (
         "A100 hours",
-        "GiB on one GPU",
+        "GiB on each of N GPUs",
+        "GB in all",
         "meta-llama/Llama-2-7b-hf",
         "gated",
         "11435 examples",

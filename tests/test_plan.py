@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from test_run import record
 
+from dskd import method as methods_by_address
+from dskd.method import Spec
 from harness import estimate, methods, pairs, plan, scales, tables
 from harness.cells import Cell
 from harness.estimate import History
@@ -181,26 +183,109 @@ def test_a_damaged_record_stands_in_the_way_and_says_so(tmp_path: Path) -> None:
     assert "remove it" in step.reason
 
 
-def test_paper_scale_is_the_published_protocol(tmp_path: Path) -> None:
+#: Settings of the published runs: pair -> epochs, rate, global batch, LoRA, temperature.
+PUBLISHED = {
+    "paper/gpt2-same": (20, 5e-4, 32, None, 2.0),
+    "paper/gpt2-cross": (20, 5e-4, 32, None, 2.0),
+    "paper/tinyllama-same": (10, 1e-3, 32, (256, 8, 0.1), 2.0),
+    "paper/tinyllama-cross": (10, 1e-3, 32, (256, 8, 0.1), 2.0),
+    "paper/math-same": (3, 1e-5, 128, None, 1.0),
+    "paper/math-cross": (3, 1e-5, 128, None, 1.0),
+    "paper/code-same": (1, 1e-5, 128, None, 1.0),
+    "paper/code-cross": (1, 1e-5, 128, None, 1.0),
+}
+#: What single methods were given instead.
+OTHER_BATCH = {("paper/gpt2-same", "dskd-v2"): 64, ("paper/gpt2-cross", "dskd-cma-ga"): 8}
+OTHER_BATCH[("paper/code-cross", "dskd-eta")] = 32
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> list[plan.Step]:
+    """All cells of the paper scale, with a row for the method that has a batch of its own."""
     made = make(tmp_path, scale="paper", tables=("1", "2", "math", "code"))
-    by_row = {(step.pair.name, step.cell.method): step.cell for step in made.steps}
-    kl = by_row["paper/gpt2-same", "kl"]
-    assert kl.training is not None
-    assert (kl.training.epochs, kl.training.batch, kl.training.lr, kl.seed) == (20, 32, 5e-4, 10)
-    assert kl.decoding.seeds == (10, 20, 30, 40, 50)
-    assert kl.decoding.no_repeat_ngram == 6
-    assert [run.name for run in kl.suites] == ["dolly", "self-inst", "vicuna", "s-ni", "unni"]
-    v2 = by_row["paper/gpt2-same", "dskd-v2/kl"].training
-    assert v2 is not None
-    assert v2.batch == 64
-    lora = by_row["paper/tinyllama-same", "kl"].training
-    assert lora is not None
-    assert lora.lora is not None
-    assert (lora.lora.rank, lora.lora.alpha, lora.lora.dropout, lora.epochs) == (256, 8, 0.1, 10)
-    maths = by_row["paper/math-same", "kl"].training
-    assert maths is not None
-    assert (maths.epochs, maths.batch, maths.lr) == (3, 128, 1e-5)
-    assert by_row["paper/code-cross", "dskd-eta/kl"].training.batch == 32  # type: ignore[union-attr]
+    extra = make(tmp_path, scale="paper", tables=("1",), methods=("dskd-cma-ga",))
+    return [*made.steps, *extra.steps]
+
+
+def test_paper_scale_trains_as_published(published: list[plan.Step]) -> None:
+    seen = set()
+    for step in published:
+        training, name = step.cell.training, Spec.parse(step.cell.method).name
+        seen.add(step.pair.name)
+        if training is None:
+            continue
+        epochs, lr, batch, lora, temperature = PUBLISHED[step.pair.name]
+        found = training.lora and (training.lora.rank, training.lora.alpha, training.lora.dropout)
+        assert (training.epochs, training.lr, found, step.cell.seed) == (epochs, lr, lora, 10)
+        assert training.batch == OTHER_BATCH.get((step.pair.name, name), batch)
+        assert (training.weight_decay, training.clip, training.min_lr) == (1e-2, 1.0, 1e-7)
+        assert (training.max_length, training.max_prompt, training.precision) == (512, 256, "bf16")
+        dolly = training.checkpoint == "best-dev-rouge"
+        assert dolly == (step.cell.data == "dolly")
+        method = methods_by_address.create(step.cell.method)
+        if method.needs.teacher and name not in ("uld", "tvd"):  # published without a temperature
+            assert method.options.temperature == temperature
+        if method.needs.teacher:
+            assert method.options.rate == 0.5
+        lr_of_parts = {"dskd-v1": 1e-3, "dskd-cma": 1e-3, "dskd-v2": 5e-4}.get(name)
+        assert lr_of_parts is None or method.part_lr() == lr_of_parts
+    assert seen == PUBLISHED.keys()
+    assert {name for _, name in OTHER_BATCH} <= {Spec.parse(s.cell.method).name for s in published}
+
+
+def test_paper_scale_decodes_as_published(published: list[plan.Step]) -> None:
+    from evals import suites
+
+    for step in published:
+        decoding, names = step.cell.decoding, {run.name for run in step.cell.suites}
+        assert {run.limit for run in step.cell.suites} == {None}
+        if step.cell.group != "instructions":
+            assert decoding.temperature == 0
+            continue
+        assert names == {"dolly", "self-inst", "vicuna", "s-ni", "unni"}
+        assert decoding.seeds == (10, 20, 30, 40, 50)
+        sampling = (decoding.temperature, decoding.top_p, decoding.top_k, decoding.no_repeat_ngram)
+        assert (*sampling, decoding.max_length) == (1.0, 1.0, 0, 6, 512)
+    assert suites.get("unni").cap == 10_000
+
+
+def test_options_of_ones_own_stand_above_those_of_the_published_runs(tmp_path: Path) -> None:
+    own = make(tmp_path, scale="paper", tables=("math",), methods=("kl:temperature=3", "kl", "uld", "sft"))
+    assert {step.cell.method for step in own.steps} == {
+        *("kl:temperature=3.0", "kl:temperature=1.0"),
+        *("uld", "sft"),  # at 1 by their own default; without a teacher
+    }
+    rows = {place for step in own.steps for place in step.rows}
+    assert rows >= {"math same/kl", "math same/kl:temperature=3.0"}
+    tiny = make(tmp_path, tables=("math",), methods=("kl",))
+    assert {step.cell.method for step in tiny.steps} == {"kl"}
+
+
+def test_accumulation_restores_the_global_batch_on_any_number_of_gpus(published: list[plan.Step]) -> None:
+    for training in (step.cell.training for step in published):
+        for world in range(1, 9):
+            if training is not None:
+                taken = training.accumulation(world) * world * training.micro_batch
+                assert training.batch <= taken < training.batch + world * training.micro_batch
+
+
+def test_memory_on_a_gpu_falls_with_their_number(published: list[plan.Step]) -> None:
+    for step in published:
+        sizes = [estimate.gpu_gib(step.cell, step.pair, world) for world in (1, 2, 4, 8)]
+        assert None not in sizes
+        assert sizes == sorted(sizes, reverse=True)  # type: ignore[type-var]
+        assert 0 < (sizes[-1] or 0) <= (sizes[0] or 0) < 80
+
+
+def test_a_teacher_whose_states_cannot_be_kept_stays_beside_the_student(published: list[plan.Step]) -> None:
+    by_row = {(step.pair.name, step.cell.method): step for step in published}
+    maths, code = (by_row[f"paper/{name}-same", "kl:temperature=1.0"] for name in ("math", "code"))
+    assert estimate.states_bytes(maths.cell, 3584) > estimate.DISK_BUDGET
+    assert estimate.states_bytes(code.cell, 3584) < estimate.DISK_BUDGET
+    gib = [estimate.gpu_gib(step.cell, step.pair) or 0 for step in (maths, code)]
+    assert gib[0] - gib[1] > 10
+    alone = by_row["paper/math-same", "sft"]
+    assert (estimate.gpu_gib(alone.cell, alone.pair) or 0) < gib[0] - 10
 
 
 def test_paper_scale_without_a_gpu_says_what_it_needs(

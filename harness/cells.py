@@ -5,7 +5,7 @@ Its id is the hash of that description, so a finished record is found again and 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -71,6 +71,11 @@ class SuiteRun:
     limit: int | None  #: first so many items; None takes all
 
 
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass; unlike ``asdict`` it copies nothing, which counts for thousands of cells."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training (or none, for ``teacher`` and ``student``) and its scores."""
@@ -90,7 +95,15 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as written into the record."""
-        return dataclasses.asdict(self)
+        training = _fields(self.training) if self.training is not None else None
+        if self.training is not None and training is not None and self.training.lora is not None:
+            training["lora"] = _fields(self.training.lora)
+        return {
+            **_fields(self),
+            "training": training,
+            "decoding": _fields(self.decoding),
+            "suites": tuple(map(_fields, self.suites)),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cell:
@@ -106,7 +119,7 @@ class Cell:
             **{**data, "training": training, "decoding": decoding, "suites": suites, "versions": versions}
         )
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Sixteen hex digits of SHA-256 over the canonical JSON of the description."""
         text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))

@@ -102,7 +102,7 @@ def _answer_faults(found: _Found) -> list[str]:
     faults = []
     for reference in references(found.record):
         try:
-            found.store.read_generations(reference)
+            found.store.check_generations(reference)
         except StoreError as error:
             faults.append(str(error))
         if not reference["path"].startswith(folder):

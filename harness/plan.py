@@ -502,9 +502,17 @@ class _Elsewhere:
         self.store, self.request = store, request
 
     @functools.cached_property
-    def _records(self) -> list[dict[str, Any]]:
-        done = [record for record in _readable(self.store, self.request.scale) if record["status"] == "done"]
-        return sorted(done, key=lambda record: (len(record["spec"]["suites"]), started(record)), reverse=True)
+    def _cells(self) -> dict[tuple[str, str, int], list[Cell]]:
+        """Recorded cells by pair, method and seed, those with most suites first, of these the latest."""
+        known = [
+            (len(record["spec"]["suites"]), started(record), Cell.from_dict(record["spec"]))
+            for record in _readable(self.store, self.request.scale)
+            if record["status"] == "done"
+        ]
+        found: dict[tuple[str, str, int], list[Cell]] = {}
+        for *_, cell in sorted(known, key=lambda entry: entry[:2], reverse=True):
+            found.setdefault((cell.pair, cell.method, cell.seed), []).append(cell)
+        return found
 
     def lacking(self, step: Step) -> tuple[str, ...]:
         """Names of models and data files of the cell that are not on this machine."""
@@ -522,7 +530,7 @@ class _Elsewhere:
         if not lacking:
             return None
         hashes = {f"files of {name}" for name in lacking} | {f"file {name}" for name in lacking}
-        cells = (Cell.from_dict(record["spec"]) for record in self._records)
+        cells = self._cells.get((step.cell.pair, step.cell.method, step.cell.seed), ())
         return next((cell for cell in cells if _fits(cell, step, hashes)), None)
 
 
@@ -602,7 +610,8 @@ def _no_data(step: Step, request: Request) -> str:
 def _ordered(steps: list[Step]) -> list[Step]:
     """Pairs take turns, so that side by side cells do not wait for one teacher; its texts come early."""
     by_pair: dict[str, list[Step]] = {}
-    for step in sorted(steps, key=lambda step: not _writes(step.cell.method)):
+    writing = {address for address in {step.cell.method for step in steps} if _writes(address)}
+    for step in sorted(steps, key=lambda step: step.cell.method not in writing):
         by_pair.setdefault(step.pair.name, []).append(step)
     turns = max(map(len, by_pair.values()), default=0)
     return [queue[turn] for turn in range(turns) for queue in by_pair.values() if turn < len(queue)]

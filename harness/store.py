@@ -6,14 +6,17 @@ and ``work/`` (scratch and locks, ignored by git).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import math
+import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -82,19 +85,29 @@ class Store:
         _check_id(cell_id)
         if scale is not None:
             return self.root / "records" / _name(scale, "scale") / f"{cell_id}.json"
-        found = sorted((self.root / "records").glob(f"*/{cell_id}.json"))
+        found = self._places(cell_id)
         if len(found) != 1:
             raise StoreError(f"{len(found)} records of cell {cell_id} under {self.root / 'records'}, not one")
         return found[0]
 
+    def _places(self, cell_id: str) -> list[Path]:
+        """The files of a cell's record at any scale: there should be one at most."""
+        _check_id(cell_id)
+        try:
+            scales = sorted(os.listdir(self.root / "records"))
+        except OSError:  # no record yet
+            return []
+        places = (self.root / "records" / scale / f"{cell_id}.json" for scale in scales)
+        return [place for place in places if place.exists()]
+
     def has(self, cell_id: str) -> bool:
         """Whether a record of the cell exists, unread."""
-        _check_id(cell_id)
-        return any((self.root / "records").glob(f"*/{cell_id}.json"))
+        return bool(self._places(cell_id))
 
     def get(self, cell_id: str) -> dict[str, Any] | None:
         """The record of a cell, or None. Raises StoreError where the file is not what was written."""
-        return read_record(self.record_path(cell_id)) if self.has(cell_id) else None
+        found = self._places(cell_id)
+        return read_record(self.record_path(cell_id) if len(found) > 1 else found[0]) if found else None
 
     def put(self, record: Mapping[str, Any]) -> Path:
         """Write a record once. The same core again leaves the file as it was; another core raises StoreError.
@@ -128,7 +141,7 @@ class Store:
             try:
                 record = read_record(path)
                 for reference in references(record):
-                    self.read_generations(reference)
+                    self.check_generations(reference)
             except StoreError as error:
                 faults.append(str(error))
         return faults
@@ -152,27 +165,43 @@ class Store:
         _check_id(cell_id)
         name = f"{_name(suite, 'suite')}-{int(seed)}.jsonl.gz"
         path = self.root / "generations" / _name(scale, "scale") / cell_id / name
-        data = gzip.compress(b"".join(canonical(row) + b"\n" for row in rows), compresslevel=9, mtime=0)
+        data = b"".join(_gzipped(canonical(row) + b"\n" for row in rows))
         write_whole(path, data)
         return {"path": path.relative_to(self.root).as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
 
     def read_generations(self, reference: Mapping[str, str]) -> list[dict[str, Any]]:
         """The rows behind ``{"path", "sha256"}``. Raises StoreError for a missing, changed or stray file."""
-        return [json.loads(line) for line in gzip.decompress(self._verified(reference)).splitlines()]
+        return list(self.generations(reference))
+
+    def generations(self, reference: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """The same rows one by one: memory does not grow with the file, which is checked before the first."""
+        with self._verified(reference) as stream, gzip.GzipFile(fileobj=stream) as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def check_generations(self, reference: Mapping[str, str]) -> None:
+        """Raise StoreError unless the file is there, unchanged and readable to its end."""
+        for _ in self.generations(reference):
+            pass
 
     def adopt_generations(self, reference: Mapping[str, str], source: Store) -> None:
         """Take over another store's file as it is. Raises StoreError unless it is what was referred to."""
-        write_whole(self._inside(reference["path"]), source._verified(reference))
+        with source._verified(reference) as stream:
+            write_whole(self._inside(reference["path"]), stream.read())
 
-    def _verified(self, reference: Mapping[str, str]) -> bytes:
+    @contextlib.contextmanager
+    def _verified(self, reference: Mapping[str, str]) -> Iterator[BinaryIO]:
+        """The file behind a reference, open at its start and known to be what was referred to."""
         path = self._inside(reference["path"])
         try:
-            data = path.read_bytes()
+            stream = path.open("rb")
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != reference["sha256"]:
-            raise StoreError(f"{path} is not the file its record was made from (SHA-256 differs)")
-        return data
+        with stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != reference["sha256"]:
+                raise StoreError(f"{path} is not the file its record was made from (SHA-256 differs)")
+            stream.seek(0)
+            yield stream
 
     def _inside(self, relative: str) -> Path:
         check_relative(relative, "path")
@@ -245,7 +274,7 @@ def _check_scores(run: Mapping[str, Any], items: int, where: str) -> None:
     values = run["per_item"]
     if len(values) != items or not items:
         raise StoreError(f"{where}: {len(values)} scores for {items} items")
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+    if not set(map(type, values)) <= {int, float} or not math.isfinite(sum(values)):
         raise StoreError(f"{where}: a score is not a finite number")
     if abs(sum(values) / items - run["score"]) > 1e-3:  # per-item scores are kept to four decimals
         raise StoreError(
@@ -266,6 +295,14 @@ def check_relative(path: str, where: str) -> None:
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or ":" in path or {"", ".", ".."} & set(parts):
         raise StoreError(f"{where}: {path!r} is no path inside the store")
+
+
+def _gzipped(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Gzip without a time, so that the same parts give the same bytes; whole texts are never held."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    for part in parts:
+        yield packer.compress(part)
+    yield packer.flush()
 
 
 def _check_id(cell_id: str) -> None:

@@ -526,7 +526,7 @@ class _Node:
                 raise self.error(str(key), "unknown key" + nearest(str(key), known))
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML in which a key given twice is an error, not a silent last word."""
 
 

@@ -254,7 +254,7 @@ def test_it_is_said_at_once_and_without_torch(place: Place) -> None:
         ("title: [\n", "expected"),
         ("- a\n", "not a mapping"),
         ("title: a\ntitle: b\n", "occurs twice"),
-        ("\x00", "special characters"),
+        ("\x00", "characters"),
     ],
 )
 def test_a_table_file_is_data_and_runs_nothing(

@@ -47,7 +47,7 @@ class Run:
 def pack(data: Any) -> str:
     """Data as base64 of gzipped JSON; the same data give the same text."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
 
 
 # records
@@ -181,13 +181,13 @@ def examples(runs: Sequence[Run], store: Store, answers: Answers) -> Data:
     ids = next((found.ids for found in written if found.ids), None)
     texts: list[list[list[Any]]] = []
     given: list[list[int]] = []
-    for item in range(len(runs[0].scores)):
-        pairs = [(found.texts[item] if found.texts else None, run.scores[item])
-                 for run, found in zip(runs, written, strict=True)]  # fmt: skip
-        distinct = list(dict.fromkeys(pairs))
-        index = {pair: number for number, pair in enumerate(distinct)}
-        texts.append([list(pair) for pair in distinct])
-        given.append([index[pair] for pair in pairs])
+    blank = [None] * len(runs[0].scores)
+    columns = (zip(found.texts or blank, run.scores, strict=True)
+               for run, found in zip(runs, written, strict=True))  # fmt: skip
+    for pairs in zip(*columns, strict=True):  # of one item, a pair from every run
+        index: dict[tuple[str | None, float], int] = {}
+        given.append([index.setdefault(pair, len(index)) for pair in pairs])
+        texts.append([list(pair) for pair in index])
     return {
         "runs": [[run.method, run.seed, run.decoding, run.cell] for run in runs],
         "ids": ids,

@@ -19,6 +19,7 @@ WIDTH, LEFT, RIGHT = 860, 62, 190  #: pixels: all, left of a panel, right of it 
 TOP, BOTTOM = 46, 48  #: above and below a panel
 LINE = 15  #: from name to name
 LEAST = 220  #: a panel's height at least
+WHAT = {"score": "score", "retention": "percent of the teacher's score"}
 
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328; }
@@ -101,7 +102,8 @@ def svg(result: TableVerdict) -> str:
         height = max(LEAST, LINE * len(found))
         bodies.append(_panel(result, side, found, top + TOP, height))
         top += TOP + height + BOTTOM
-    title = f"Table {result.table.id}, {result.scale}: score against training time, 95 % intervals"
+    what = WHAT[result.table.value]
+    title = f"Table {result.table.id}, {result.scale}: {what} against training time, 95 % intervals"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
         f'height="{top}" role="img" aria-label={quoteattr(title)}>',
@@ -120,7 +122,7 @@ def _panel(result: TableVerdict, side: str, found: Sequence[Point], top: int, he
     lines = [
         _text(LEFT, top - 26, f"{SIDES[side]}, {pair}", "title"),
         _text(LEFT, top - 10, _references(result, side, found), "note"),
-        *_axes(across, up),
+        *_axes(across, up, f"average {WHAT[result.table.value]}"),
     ]
     heights = spread([up.at(point.mean) for point in found], top, top + height)
     for point, y in zip(found, heights, strict=True):
@@ -147,7 +149,7 @@ def _references(result: TableVerdict, side: str, found: Sequence[Point]) -> str:
     return "; ".join(said)
 
 
-def _axes(across: Axis, up: Axis) -> list[str]:
+def _axes(across: Axis, up: Axis, what: str) -> list[str]:
     lines = []
     for value in up.ticks():
         y = up.at(value)
@@ -163,7 +165,7 @@ def _axes(across: Axis, up: Axis) -> list[str]:
     lines.append(_text(middle, up.start + 36, said, anchor="middle"))
     y = (up.start + up.end) / 2
     turn = f' transform="rotate(-90 16 {y:.1f})"'
-    return [*lines, _text(16, y, "average score", anchor="middle", more=turn)]
+    return [*lines, _text(16, y, what, anchor="middle", more=turn)]
 
 
 def _mark(point: Point, x: float, up: Axis, label: float) -> list[str]:

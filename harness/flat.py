@@ -41,15 +41,15 @@ def table(result: TableVerdict) -> str:
             "published_status": claim.claim.status,
             "published_source": claim.claim.source,
         }
-        writer.writerow({**base, "kind": "claim", "row": claim.claim.id, "column": AVERAGE, **said})
+        about = {"row": claim.claim.id, "column": claim.claim.column}
+        writer.writerow({**base, "kind": "claim", **about, **said})
         for pair in claim.pairs:
             said = {
-                "row": claim.claim.id,
-                "method": f"{pair.a} - {pair.b}",
+                "method": pair.name,
                 "verdict": pair.verdict,
                 "reason": pair.reason,
             }
-            writer.writerow({**base, "kind": "pair", "column": AVERAGE, **said, **_estimate(pair.gain)})
+            writer.writerow({**base, "kind": "pair", **about, **said, **_estimate(pair.gain)})
     return buffer.getvalue()
 
 
@@ -99,6 +99,8 @@ def as_dict(result: TableVerdict, pairs_info: Mapping[str, str]) -> dict[str, An
             side: {"name": table.pair(result.scale, side), "about": pairs_info.get(side, "")}
             for side in table.sides
         },
+        "value": table.value,
+        "averages": {name: list(suites) for name, suites in table.averages.items()},
         "margin": asdict(table.margin),
         "rows": [_row_dict(row) for row in result.rows.values()],
         "claims": [asdict(claim) for claim in result.claims],

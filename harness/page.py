@@ -202,7 +202,11 @@ def _legend(result: TableVerdict) -> list[str]:
         for cell in row.cells.values()
         if cell.verdict == "not comparable" and cell.measured
     }
+    means = "; ".join(f"{name}: {', '.join(of)}" for name, of in result.table.averages.items())
+    kept = "Numbers are percent of the teacher's score on the suite, averages the mean of these over suites"
     return [
+        kept if result.table.value == "retention" else "",
+        f"Averages over some suites: {means}" if means else "",
         "Verdicts: " + ", ".join(f"{mark} {word}" for word, mark in MARKS.items()),
         f"Not comparable because: {'; '.join(sorted(reasons))}" if reasons else "",
         "Published: ? unverified, † secondary, ‡ another protocol; unmarked ones were read at their source",

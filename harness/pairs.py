@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.folder import FolderError, ModelFolder
 
-Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross"]
+Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross", "kq", "retention"]
 ARROW = "->"
 
 
@@ -66,7 +66,8 @@ def _pair(name: str, models: str, table: Literal["table1", "table2"], *, same: b
 _GPT2, _TINYLLAMA = "openai-community/gpt2", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
 _QWEN25, _LLAMA32 = "Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.2-1B"
 _MATHS, _CODE = "Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Coder-7B"
-_GPT2_XL = "openai-community/gpt2-xl"
+_GPT2_XL, _QWEN15 = "openai-community/gpt2-xl", "Qwen/Qwen1.5-1.8B"
+_QWEN25_3B, _QWEN25_HALF = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 
 _ALL = (
     _pair("tiny/bpe-same", "tiny:teacher-bpe -> tiny:student-bpe", "table1", same=True),
@@ -83,13 +84,15 @@ _ALL = (
     _pair("small/smollm2-minimind2", "small:smollm2-135m -> small:minimind2", "table2", same=False),
     _pair("small/qwen-smollm2", "small:qwen2.5-coder-1.5b -> small:smollm2-135m", "table1", same=False),
     _pair("paper/gpt2-same", f"{_GPT2_XL} -> {_GPT2}", "table1", same=True),
-    _pair("paper/gpt2-cross", f"Qwen/Qwen1.5-1.8B -> {_GPT2}", "table1", same=False),
+    _pair("paper/gpt2-cross", f"{_QWEN15} -> {_GPT2}", "table1", same=False),
     _pair("paper/tinyllama-same", f"meta-llama/Llama-2-7b-hf -> {_TINYLLAMA}", "table2", same=True),
     _pair("paper/tinyllama-cross", f"mistralai/Mistral-7B-v0.1 -> {_TINYLLAMA}", "table2", same=False),
     _pair("paper/math-same", f"{_MATHS} -> {_QWEN25}", "table1", same=True),
     _pair("paper/math-cross", f"{_MATHS} -> {_LLAMA32}", "table1", same=False),
     _pair("paper/code-same", f"{_CODE} -> {_QWEN25}", "table1", same=True),
     _pair("paper/code-cross", f"{_CODE} -> {_LLAMA32}", "table1", same=False),
+    PairSpec("paper/gpt2-kq", "paper", _QWEN15, _GPT2, False, "kq"),
+    PairSpec("paper/qwen-retention", "paper", _QWEN25_3B, _QWEN25_HALF, True, "retention"),
 )
 PAIRS: dict[str, PairSpec] = {pair.name: pair for pair in _ALL}
 
@@ -99,15 +102,15 @@ MODELS: dict[str, ModelFacts] = {
     _GPT2_XL: ModelFacts(
         1_557_611_200, 48, 1600, 50257, "MIT", "MiniLLM's Dolly checkpoint was the teacher", stored=4
     ),
-    "Qwen/Qwen1.5-1.8B": ModelFacts(
-        1_836_828_672, 24, 2048, 151936, "Tongyi Qianwen research", _DOLLY_TEACHER
-    ),
+    _QWEN15: ModelFacts(1_836_828_672, 24, 2048, 151936, "Tongyi Qianwen research", _DOLLY_TEACHER),
     "meta-llama/Llama-2-7b-hf": ModelFacts(6_738_415_616, 32, 4096, 32000, "Llama 2, gated", _DOLLY_TEACHER),
     "mistralai/Mistral-7B-v0.1": ModelFacts(7_241_732_096, 32, 4096, 32000, "Apache-2.0", _DOLLY_TEACHER),
     _TINYLLAMA: ModelFacts(1_100_048_384, 22, 2048, 32000, "Apache-2.0", stored=4),
     _MATHS: ModelFacts(7_615_616_512, 28, 3584, 152064, "Apache-2.0"),
     _CODE: ModelFacts(7_615_616_512, 28, 3584, 152064, "Apache-2.0"),
     _QWEN25: ModelFacts(1_543_714_304, 28, 1536, 151936, "Apache-2.0"),
+    _QWEN25_3B: ModelFacts(3_085_938_688, 36, 2048, 151936, "Qwen research", _DOLLY_TEACHER),
+    _QWEN25_HALF: ModelFacts(494_032_768, 24, 896, 151936, "Apache-2.0"),
     _LLAMA32: ModelFacts(1_235_814_400, 16, 2048, 128256, "Llama 3.2, gated"),
 }
 

@@ -72,7 +72,7 @@ def path(results: Path, scale: str, table: str) -> Path:
 
 
 def _terminal(page: Page, width: int, color: bool) -> str:
-    """All columns where they fit, else the average alone, else one short paragraph a row."""
+    """All columns where they fit, else the averages or the one alone, else one short paragraph a row."""
     buffer = io.StringIO()
     console = Console(
         file=buffer,
@@ -86,8 +86,11 @@ def _terminal(page: Page, width: int, color: bool) -> str:
     for block in page.blocks:
         console.print()
         console.print(f"[bold]{escape(block.heading)}[/]")
-        if width >= 28 + 17 * len(page.table.columns):
-            console.print(_grid_full(page, block))
+        columns, means = page.table.columns, (*page.table.averages, AVERAGE)
+        if width >= 28 + 17 * len(columns):
+            console.print(_grid_full(block, columns))
+        elif page.table.averages and width >= 28 + 17 * len(means):
+            console.print(_grid_full(block, means))
         elif width >= 76:
             console.print(_grid_average(block))
         else:
@@ -102,13 +105,13 @@ def _starred(cell: Text) -> str:
     return f"[bold]{cell.ours}*[/]" if cell.best else cell.ours
 
 
-def _grid_full(page: Page, block: Block) -> Grid:
+def _grid_full(block: Block, columns: Sequence[str]) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("row", overflow="fold", max_width=26)
-    for column in page.table.columns:
+    for column in columns:
         grid.add_column(column, justify="right", no_wrap=True)
     for line in block.lines:
-        cells = (line.cells[column] for column in page.table.columns)
+        cells = (line.cells[column] for column in columns)
         texts = [
             "\n".join(
                 part for part in (_starred(c), escape(c.interval), f"[dim]{c.published} {c.mark}[/]") if part
@@ -209,7 +212,6 @@ def _md_claim(claim: ClaimVerdict) -> str:
         lines.append(f"  Size {claim.size[0]}: {_md(claim.size[1])}.")
     lines.append(f"  Source: {_md(claim_source(claim))}.")
     lines += [
-        f"  - {MARKS[p.verdict]} {_md(p.a)} - {_md(p.b)}: {_md(p.reason)}".replace("- ~", "- \\~")
-        for p in claim.pairs
+        f"  - {MARKS[p.verdict]} {_md(p.name)}: {_md(p.reason)}".replace("- ~", "- \\~") for p in claim.pairs
     ]
     return "\n".join(lines) + "\n"

@@ -113,6 +113,14 @@ SETTINGS: dict[tuple[str, str], Setting] = {
     ("paper", "table1-cross"): Setting(_PAPER, _PAPER_DECODING, "dolly"),
     ("paper", "table2-same"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly"),
     ("paper", "table2-cross"): Setting(_PAPER_LORA, _PAPER_DECODING, "dolly"),
+    # dskd_cma_plus_kq_gpt2_base.sh: 4 x 2 examples a step
+    ("paper", "kq"): Setting(dataclasses.replace(_PAPER, batch=8), _PAPER_DECODING, "dolly"),
+    # kd_1.5B_0.5B.sh of the retention study; its own decoding forbids no repetition
+    ("paper", "retention"): Setting(
+        dataclasses.replace(_PAPER, epochs=10, batch=16, lr=1e-5, checkpoint="last"),
+        dataclasses.replace(_PAPER_DECODING, no_repeat_ngram=0),
+        "dolly",
+    ),
     ("paper", "maths"): Setting(_PAPER_REASONING, _PAPER_GREEDY, "metamathqa-50k"),
     ("paper", "code"): Setting(
         dataclasses.replace(_PAPER_REASONING, epochs=1), _PAPER_GREEDY, "magicoder-python-10k"

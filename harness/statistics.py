@@ -194,6 +194,51 @@ def recovered(row: Sample, student: Sample, teacher: Sample, *, level: float = L
     return Estimate(float(mean), low, high, level, len(runs), row.trained, row.count)
 
 
+def of_teacher(row: Sample, teacher: Sample) -> Sample:
+    """The row's scores in percent of the teacher's mean on each suite.
+
+    Raises StatisticsError where the two were not scored on the same items or the teacher scored nothing.
+    """
+    if dict(row.items) != dict(teacher.items):
+        raise StatisticsError("the row and the teacher were not scored on the same items")
+    means = {suite: float(x.mean()) for suite, x in teacher.scores.items()}
+    nothing = [suite for suite, mean in means.items() if mean <= 0]
+    if nothing:
+        raise StatisticsError(f"the teacher scored nothing on {', '.join(nothing)}")
+    return dataclasses.replace(row, scores={s: 100 * x / means[s] for s, x in row.scores.items()})
+
+
+def retained(row: Sample, teacher: Sample, *, level: float = LEVEL) -> Estimate:
+    """Share of the teacher's score that a row keeps, in percent: mean over suites of row / teacher.
+
+    The teacher's own uncertainty is part of the interval over examples and runs: both meet the same
+    resamples. ``run_low`` and ``run_high`` take the teacher as it was scored. Raises as ``of_teacher``.
+    """
+    share, base = of_teacher(row, teacher), of_teacher(teacher, teacher)
+    plain = estimate(share, level=level)
+    own, ends = _by_suite(share), _by_suite(base)
+    if any((draws <= 0).any() for draws in ends.values()):
+        raise StatisticsError("the teacher's score is too near to nothing for a share of it")
+    draws = np.mean([100 * own[suite] / ends[suite] for suite in own], axis=0)
+    name = "teacher" if row is teacher else "row"
+    noise = _run_noise(share.runs(), name) - plain.mean / 100 * _run_noise(base.runs(), "teacher")
+    low, high = _interval(draws + noise, level)
+    return dataclasses.replace(plain, low=low, high=high)
+
+
+def mean_of(rows: Sequence[Sample]) -> Sample:
+    """Rows that were trained, averaged item by item over the training seeds they share.
+
+    Raises StatisticsError where they were not scored on the same items or share no training seed.
+    """
+    common = sorted(set.intersection(*(set(row.seeds) for row in rows)))
+    if not common or any(dict(row.items) != dict(rows[0].items) for row in rows):
+        raise StatisticsError("the rows were not scored on the same items or share no training seed")
+    kept = [row.at(common) for row in rows]
+    scores = {suite: np.mean([row.scores[suite] for row in kept], axis=0) for suite in kept[0].scores}
+    return dataclasses.replace(kept[0], scores=scores, greedy=all(row.greedy for row in rows))
+
+
 def decoding_spread(row: Sample) -> float | None:
     """Standard deviation over decoding seeds within a training run, pooled over runs; None with one seed."""
     decoded = np.mean([x.mean(axis=2) for x in row.scores.values()], axis=0)  # (S, D)
@@ -211,8 +256,12 @@ def replicates(row: Sample, name: str = "row") -> Array:
 
 def example_replicates(row: Sample) -> Array:
     """RESAMPLES draws of the mean over examples alone; rows on the same items meet the same resamples."""
-    means = [_resampler(suite, x.shape[2])(x.mean(axis=(0, 1))) for suite, x in row.scores.items()]
-    return np.mean(means, axis=0)
+    return np.mean(list(_by_suite(row).values()), axis=0)
+
+
+def _by_suite(row: Sample) -> dict[str, Array]:
+    """RESAMPLES draws of each suite's mean over examples alone."""
+    return {suite: _resampler(suite, x.shape[2])(x.mean(axis=(0, 1))) for suite, x in row.scores.items()}
 
 
 @functools.lru_cache(maxsize=16)

@@ -30,6 +30,10 @@ SCALES = ("tiny", "small", "paper")
 STATUSES = ("primary", "secondary", "unverified")
 CLAIM_STATUSES = (*STATUSES, "ours")  # ours: a question this benchmark asks, attributed to no paper
 AVERAGE = "avg"
+VALUES = ("score", "retention")
+#: What a claim's rows are said to do: each pair's first scores higher; the firsts do in the mean over pairs;
+#: or a row keeps a share of the teacher's score within the size.
+KINDS = ("greater", "mean", "share")
 
 Side = Literal["same", "cross"]
 T = TypeVar("T")
@@ -97,7 +101,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Margin:
-    """Numbers closer than this count as equal: ``points`` for a suite, ``average`` for the mean of suites."""
+    """Numbers closer than this count as equal: ``points`` for a suite, ``average`` for a mean of suites."""
 
     points: float
     average: float
@@ -106,14 +110,20 @@ class Margin:
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's claim as data: in every pair (a, b), row a scores higher than row b on average."""
+    """A paper's claim as data: in every pair (a, b), row a scores higher than row b on average.
+
+    Of kind "mean", the first rows do so in the mean over the pairs. Of kind "share", row a keeps a share
+    of the score of b, the teacher, that lies within the size.
+    """
 
     id: str
     text: str
     source: str
     status: str
     pairs: tuple[tuple[str, str], ...]  #: row keys
-    size: tuple[float, float] | None  #: published range of the gains, in points
+    size: tuple[float, float] | None  #: published range of the gains, in points (of shares, in percent)
+    kind: Literal["greater", "mean", "share"] = "greater"
+    column: str = AVERAGE  #: what it is about
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,19 @@ class Table:
     claims: tuple[Claim, ...]
     budget: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  #: scale -> as --budget
     seeds: Mapping[str, int] = field(default_factory=dict)  #: scale -> number of training seeds
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: further column -> its suites
+    value: Literal["score", "retention"] = "score"  #: what a cell holds: points, or percent of the teacher's
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Suites, then the mean over them."""
-        return (*self.suites, AVERAGE)
+        """Suites, then means over some of them, then the mean over all."""
+        return (*self.suites, *self.averages, AVERAGE)
+
+    def part(self, column: str) -> tuple[str, ...]:
+        """The suites that a column is the mean over. Raises KeyError for another column."""
+        if column == AVERAGE:
+            return self.suites
+        return (column,) if column in self.suites else self.averages[column]
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -183,13 +201,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def only(table: Table, suites: Sequence[str], keys: Collection[str] | None = None) -> Table:
     """The table with some of its suites and rows, and the claims that these rows can settle."""
     kept = tuple(name for name in table.suites if name in suites) or table.suites
-    if keys is None:
-        return dataclasses.replace(table, suites=kept)
-    rows = tuple(row for row in table.rows if row.key in keys)
-    claims = tuple(
-        claim for claim in table.claims if {key for pair in claim.pairs for key in pair} <= set(keys)
+    averages = {name: tuple(part for part in of if part in kept) for name, of in table.averages.items()}
+    table = dataclasses.replace(
+        table, suites=kept, averages={name: of for name, of in averages.items() if of}
     )
-    return dataclasses.replace(table, suites=kept, rows=rows, claims=claims)
+    claims = [claim for claim in table.claims if claim.column in table.columns]
+    if keys is None:
+        return dataclasses.replace(table, claims=tuple(claims))
+    rows = tuple(row for row in table.rows if row.key in keys)
+    settled = (claim for claim in claims if {key for pair in claim.pairs for key in pair} <= set(keys))
+    return dataclasses.replace(table, rows=rows, claims=tuple(settled))
 
 
 @functools.cache
@@ -211,6 +232,8 @@ def read(path: Path) -> Table:
         claims=tuple(_claim(node) for node in top.nodes("claims")),
         budget=_budget(top),
         seeds=_seeds(top),
+        averages=_averages(top),
+        value=top.choice("value", VALUES) if "value" in top.data else "score",  # type: ignore[arg-type]
     )
     top.node("pairs").done(SCALES)
     top.done()
@@ -224,6 +247,12 @@ def _margin(node: _Node) -> Margin:
     if not (margin.points > 0 and margin.average > 0):
         raise node.error("points", "a margin is above 0")
     return margin
+
+
+def _averages(top: _Node) -> dict[str, tuple[str, ...]]:
+    """Means over some of the suites, as columns of their own."""
+    named = top.mapping("averages", list)
+    return {name: tuple(map(str, suites)) for name, suites in named.items()}
 
 
 def _budget(top: _Node) -> dict[str, dict[str, float]]:
@@ -288,7 +317,7 @@ def _row(node: _Node) -> Row:
 
 
 def _claim(node: _Node) -> Claim:
-    node.choice("kind", ("greater",))
+    kind = node.choice("kind", KINDS)
     pairs = node.get("pairs", list)
     if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         raise node.error("pairs", "a list of [row, row], the first said to be higher")
@@ -304,8 +333,12 @@ def _claim(node: _Node) -> Claim:
         status=node.choice("status", CLAIM_STATUSES),
         pairs=tuple((str(a), str(b)) for a, b in pairs),
         size=(float(size[0]), float(size[1])) if size else None,
+        kind=kind,  # type: ignore[arg-type]
+        column=node.text("column", optional=True) or AVERAGE,
     )
     node.done()
+    if kind == "share" and size is None:
+        raise node.error("size", "a share is said to lie between two numbers, in percent")
     return claim
 
 
@@ -329,12 +362,25 @@ def _check(table: Table, top: _Node) -> None:
         for side in table.sides:
             if side not in table.pairs[scale] and side not in table.absent[scale]:
                 raise top.error(f"pairs.{scale}", f"no {side} pair, and no {{absent: reason}}")
+    for name, of in table.averages.items():
+        if name in (*table.suites, AVERAGE):
+            raise top.error(f"averages.{name}", "a column of that name is there already")
+        if not of or any(suite not in table.suites for suite in of) or len(set(of)) < len(of):
+            raise top.error(f"averages.{name}", f"some of {', '.join(table.suites)}, each once")
     for claim in table.claims:
-        for key in {key for pair in claim.pairs for key in pair}:
-            try:
-                table.row(key)
-            except TableError as error:
-                raise top.error(f"claims.{claim.id}.pairs", str(error)) from None
+        _check_claim(claim, table, top)
+
+
+def _check_claim(claim: Claim, table: Table, top: _Node) -> None:
+    for key in {key for pair in claim.pairs for key in pair}:
+        try:
+            table.row(key)
+        except TableError as error:
+            raise top.error(f"claims.{claim.id}.pairs", str(error)) from None
+    if claim.column not in table.columns:
+        raise top.error(f"claims.{claim.id}.column", f"one of {', '.join(table.columns)}")
+    if claim.kind == "share" and any(table.row(b).method != "teacher" for _, b in claim.pairs):
+        raise top.error(f"claims.{claim.id}.pairs", "a share is of the teacher's score: [row, side/teacher]")
 
 
 # published figures

@@ -8,9 +8,12 @@ Cells against a published figure
     not comparable  other models, data or protocol than published, or the figure is unknown
     not run, failed nothing was measured; with the reason
 
+In a table of retentions all numbers, those of claims too, are percent of the teacher's score.
+
 Claims ("row a scores higher than row b, for every pair") against our own rows, at every scale, by the 95 %
-interval of the paired difference of averages over examples and training seeds
-    agrees          the claim holds: every pair's interval lies above 0
+interval of the paired difference of averages over examples and training seeds; "in the mean over the pairs"
+by that of the mean difference; "keeps a share within a range" by the interval of the share
+    agrees          the claim holds: every pair's interval lies above 0 (the share's within the range)
     differs         the claim does not hold: some pair's interval lies below 0, corrected for their number
     inconclusive    neither, or one training seed is all there is
     not run, failed a row the claim needs was not measured, and what was does not refute it
@@ -25,7 +28,7 @@ from typing import Any, Literal
 
 from harness import statistics
 from harness.statistics import Cost, Estimate, Sample, StatisticsError
-from harness.tables import AVERAGE, Claim, Figure, PublishedRow, Row, Table, published, why_unknown
+from harness.tables import Claim, Figure, PublishedRow, Row, Table, published, why_unknown
 
 Verdict = Literal["agrees", "differs", "inconclusive", "not comparable", "not run", "failed"]
 VERDICTS: tuple[Verdict, ...] = ("agrees", "differs", "inconclusive", "not comparable", "not run", "failed")
@@ -71,13 +74,19 @@ class RowVerdict:
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """One pair of rows of a claim: the difference a - b of averages."""
+    """One pair of rows of a claim: the difference a - b of averages, or the share a / b."""
 
     a: str
     b: str
-    gain: Estimate | None
+    gain: Estimate | None  #: of a claim about shares, the share in percent
     verdict: Verdict
     reason: str
+    sign: Literal["-", "/"] = "-"
+
+    @property
+    def name(self) -> str:
+        """What was reckoned, by row keys."""
+        return f"{self.a} {self.sign} {self.b}"
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,10 @@ def _judge_row(
                 column, None, figure, "failed" if state == "failed" else "not run", reason
             )
         else:
-            part = sample if column == AVERAGE else sample.only(column)
-            margin = table.margin.average if column == AVERAGE else table.margin.points
-            cells[column] = _judge_cell(column, part, known, margin, barred)
+            part, margin = sample.only(*table.part(column)), table.margin
+            points = margin.points if column in table.suites else margin.average
+            measured = _measured(table, row, column, samples)
+            cells[column] = _judge_cell(column, part, measured, known, points, barred)
     return RowVerdict(
         row=row,
         pair=table.pair(scale, row.side),
@@ -186,6 +196,22 @@ def _judge_row(
         diverged=_diverged(records),
         sample=sample,
     )
+
+
+def _measured(table: Table, row: Row, column: str, samples: Mapping[str, Sample | None]) -> Estimate | str:
+    """A cell's number, or why a share of the teacher's cannot be had."""
+    mine, suites = samples[row.key], table.part(column)
+    assert mine is not None
+    if table.value == "score":
+        return statistics.estimate(mine.only(*suites))
+    teacher = samples.get(f"{row.side}/teacher")
+    if teacher is None:
+        return "no share without the teacher's score"
+    try:
+        base = teacher.only(*suites)
+        return statistics.retained(base if mine is teacher else mine.only(*suites), base)
+    except StatisticsError as error:
+        return str(error)
 
 
 def _state(
@@ -249,10 +275,16 @@ def _row_barred(scale: str, known: PublishedRow | None, unknown: str, lowered: S
 
 
 def _judge_cell(
-    column: str, sample: Sample, known: PublishedRow | None, margin: float, barred: str
+    column: str,
+    sample: Sample,
+    measured: Estimate | str,
+    known: PublishedRow | None,
+    margin: float,
+    barred: str,
 ) -> CellVerdict:
-    measured = statistics.estimate(sample)
     figure = known.figures.get(column) if known else None
+    if isinstance(measured, str):
+        return CellVerdict(column, None, figure, "not run", measured)
     if barred or known is None:
         return CellVerdict(column, measured, figure, "not comparable", barred)
     if figure is None:
@@ -305,46 +337,121 @@ def _recovered(row: Row, samples: Mapping[str, Sample | None]) -> Estimate | Non
 
 
 def _judge_claim(claim: Claim, table: Table, scale: str, rows: Mapping[str, RowVerdict]) -> ClaimVerdict:
-    pairs = tuple(_judge_pair(a, b, rows, len(claim.pairs)) for a, b in claim.pairs)
+    judge_pair = _judge_share if claim.kind == "share" else _judge_pair
+    pairs = tuple(judge_pair(a, b, claim, table, rows) for a, b in claim.pairs)
+    if claim.kind == "mean":
+        gain, verdict, reason = _judge_mean(claim, table, rows, pairs)
+        return ClaimVerdict(claim, verdict, reason, pairs, _judge_size(claim, table, scale, [gain]))
     verdict, reason = _sum_up(pairs)
-    return ClaimVerdict(claim, verdict, reason, pairs, _judge_size(claim, table, scale, pairs))
+    gains = [pair.gain for pair in pairs]
+    size = None if claim.kind == "share" else _judge_size(claim, table, scale, gains)
+    if claim.kind == "share" and scale in _STAND_INS:
+        size = ("not comparable", _STAND_INS[scale])
+    return ClaimVerdict(claim, verdict, reason, pairs, size)
 
 
-def _judge_pair(a: str, b: str, rows: Mapping[str, RowVerdict], asked: int) -> PairVerdict:
-    """One difference. To refute needs an interval corrected for the number of pairs asked (Bonferroni)."""
-    for key in (a, b):
+def _missing(keys: Sequence[str], rows: Mapping[str, RowVerdict]) -> tuple[Verdict, str] | None:
+    """Why rows cannot be compared: the first of them that has nothing measured."""
+    for key in keys:
         if rows[key].sample is None:
             state: Verdict = "failed" if rows[key].state == "failed" else "not run"
-            return PairVerdict(a, b, None, state, f"{key}: {rows[key].reason}")
-    first, second = rows[a].sample, rows[b].sample
-    assert first is not None
-    assert second is not None
+            return state, f"{key}: {rows[key].reason}"
+    return None
+
+
+def _claimed(key: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict]) -> Sample:
+    """A row's scores on the suites a claim is about, in the table's own units. Raises StatisticsError."""
+    sample, suites = rows[key].sample, table.part(claim.column)
+    assert sample is not None
+    if table.value == "score":
+        return sample.only(*suites)
+    teacher = rows[f"{rows[key].row.side}/teacher"].sample
+    if teacher is None:
+        raise StatisticsError("no share without the teacher's score")
+    return statistics.of_teacher(sample.only(*suites), teacher.only(*suites))
+
+
+def _judge_pair(a: str, b: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict]) -> PairVerdict:
+    """One difference. To refute needs an interval corrected for the number of pairs asked (Bonferroni)."""
+    missing = _missing((a, b), rows)
+    if missing:
+        return PairVerdict(a, b, None, *missing)
     try:
+        first, second = (_claimed(key, claim, table, rows) for key in (a, b))
         gain = statistics.difference(first, second)
     except StatisticsError as error:
         return PairVerdict(a, b, None, "inconclusive", str(error))
+    return PairVerdict(a, b, gain, *_settled(gain, first, second, len(claim.pairs)))
+
+
+def _settled(gain: Estimate, first: Sample, second: Sample, asked: int) -> tuple[Verdict, str]:
+    """Whether a difference is above 0."""
     said = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     if gain.single:
-        return PairVerdict(a, b, gain, "inconclusive", f"{said}, one training seed")
+        return "inconclusive", f"{said}, one training seed"
     if gain.low > 0:
-        return PairVerdict(a, b, gain, "agrees", said)
+        return "agrees", said
     level = 1 - (1 - statistics.LEVEL) / asked
     if statistics.difference(first, second, level=level).high < 0:
-        return PairVerdict(a, b, gain, "differs", said)
-    return PairVerdict(a, b, gain, "inconclusive", said)
+        return "differs", said
+    return "inconclusive", said
+
+
+def _judge_mean(
+    claim: Claim, table: Table, rows: Mapping[str, RowVerdict], pairs: Sequence[PairVerdict]
+) -> tuple[Estimate | None, Verdict, str]:
+    """The mean of all differences; the pairs are told beside it."""
+    missing = _missing([key for pair in claim.pairs for key in pair], rows)
+    if missing:
+        return None, *missing
+    try:
+        sides = [
+            [_claimed(key, claim, table, rows) for key in keys] for keys in zip(*claim.pairs, strict=True)
+        ]
+        first, second = map(statistics.mean_of, sides)
+        gain = statistics.difference(first, second)
+    except StatisticsError as error:
+        return None, "inconclusive", str(error)
+    verdict, said = _settled(gain, first, second, 1)
+    above = sum(pair.gain is not None and pair.gain.mean > 0 for pair in pairs)
+    return gain, verdict, f"mean gain {said}; {above} of {len(pairs)} gains above 0"
+
+
+def _judge_share(a: str, b: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict]) -> PairVerdict:
+    """The share of the teacher's score that one row keeps, against the range it is said to lie in."""
+    assert claim.size is not None
+    missing = _missing((a, b), rows)
+    if missing:
+        return PairVerdict(a, b, None, *missing, sign="/")
+    mine, teacher = rows[a].sample, rows[b].sample
+    assert mine is not None
+    assert teacher is not None
+    suites = table.part(claim.column)
+    try:
+        share = statistics.retained(mine.only(*suites), teacher.only(*suites))
+    except StatisticsError as error:
+        return PairVerdict(a, b, None, "inconclusive", str(error), "/")
+    low, high = claim.size
+    said = f"{share.mean:.1f} % [{share.low:.1f}, {share.high:.1f}], said to be {low:g} to {high:g} %"
+    if share.single:
+        return PairVerdict(a, b, share, "inconclusive", f"{said}, one training seed", "/")
+    if low <= share.low and share.high <= high:
+        return PairVerdict(a, b, share, "agrees", said, "/")
+    apart = share.high < low or share.low > high
+    return PairVerdict(a, b, share, "differs" if apart else "inconclusive", said, "/")
 
 
 def _sum_up(pairs: Sequence[PairVerdict]) -> tuple[Verdict, str]:
     """Verdict over all pairs: refuted by one, held by all."""
     count = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in VERDICTS}
-    gains = [pair.gain.mean for pair in pairs if pair.gain is not None]
+    gains = [pair.gain.mean for pair in pairs if pair.gain is not None and pair.sign == "-"]
     said = f"holds in {count['agrees']} of {len(pairs)} pairs"
     if gains:
         low, high = f"{min(gains):+.2f}", f"{max(gains):+.2f}"
         said += f", gains {low} to {high}" if low != high else f", gain {low}"
     order: tuple[Verdict, ...] = ("differs", "failed", "not run", "inconclusive", "agrees")
     verdict = next(name for name in order if count[name])
-    culprits = [f"{pair.a} - {pair.b}: {pair.reason}" for pair in pairs if pair.verdict == verdict]
+    culprits = [f"{pair.name}: {pair.reason}" for pair in pairs if pair.verdict == verdict]
     if verdict == "agrees":
         return verdict, said
     more = f" (and {len(culprits) - 1} more)" if len(culprits) > 1 else ""
@@ -352,18 +459,19 @@ def _sum_up(pairs: Sequence[PairVerdict]) -> tuple[Verdict, str]:
 
 
 def _judge_size(
-    claim: Claim, table: Table, scale: str, pairs: Sequence[PairVerdict]
+    claim: Claim, table: Table, scale: str, found: Sequence[Estimate | None]
 ) -> tuple[Verdict, str] | None:
     """The published range of gains against ours: every interval within the range widened by the margin."""
     if claim.size is None:
         return None
     low, high = claim.size
-    said = f"published gains {low:+.2f} to {high:+.2f}"
+    said = f"published gains {low:+.2f} to {high:+.2f}" if low != high else f"published gain {low:+.2f}"
     if scale in _STAND_INS:
         return "not comparable", f"{said}; {_STAND_INS[scale]}"
-    gains = [pair.gain for pair in pairs if pair.gain is not None]
-    if len(gains) < len(pairs):
-        return "not run", f"{said}; {len(gains)} of {len(pairs)} pairs measured"
+    gains = [gain for gain in found if gain is not None]
+    if len(gains) < len(found):
+        pairs = f"{len(gains)} of {len(found)} pairs measured"
+        return "not run", f"{said}; {'a pair is missing' if claim.kind == 'mean' else pairs}"
     if any(gain.single for gain in gains):
         return "inconclusive", f"{said}; one training seed"
     margin, means = table.margin.average, [gain.mean for gain in gains]

@@ -24,7 +24,7 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 
 def test_the_tables_are_these() -> None:
-    assert tables.ids() == ("1", "2", "3", "code", "first-small", "math")
+    assert tables.ids() == ("1", "2", "3", "code", "first-small", "kq", "math", "retention")
 
 
 @pytest.mark.parametrize("name", tables.ids())
@@ -43,7 +43,22 @@ def test_a_table_holds_together(name: str) -> None:
     for side in table.sides:  # the gap needs both
         assert {f"{side}/teacher", f"{side}/student"} <= {row.key for row in table.rows}
     for claim in table.claims:
-        assert all(table.row(a).trained and table.row(b).trained for a, b in claim.pairs)
+        assert all(table.row(a).trained for a, _ in claim.pairs)
+        assert all(table.row(b).trained != (claim.kind == "share") for _, b in claim.pairs)
+
+
+def test_columns_are_means_over_named_suites() -> None:
+    table = tables.load("kq")
+    assert table.columns == (*table.suites, "id", "ood", "avg")
+    assert table.part("ood") == ("self-inst", "vicuna", "s-ni", "unni")
+    assert table.part("avg") == table.suites
+    assert table.part("vicuna") == ("vicuna",)
+    with pytest.raises(KeyError):
+        table.part("gsm8k")
+    fewer = tables.only(table, ["vicuna", "unni"])
+    assert fewer.columns == ("vicuna", "unni", "ood", "avg")  # no suite of "id" is left
+    assert fewer.part("ood") == ("vicuna", "unni")
+    assert [claim.id for claim in tables.only(table, ["dolly"]).claims] == ["ga-beats-cma", "ga-beats-ct"]
 
 
 def test_by_paper_and_number() -> None:
@@ -115,6 +130,15 @@ def test_claims_follow_from_the_published_figures() -> None:
         ),
         (lambda d: d["claims"][0].update(size=[2, 1]), r"claims\[1\].size: two numbers, the lower first"),
         (lambda d: d["claims"][0].update(kind="less"), r"claims\[1\].kind: one of greater"),
+        (lambda d: d["claims"][1].update(kind="share"), r"claims\[2\].size: a share is said to lie"),
+        (lambda d: d["claims"][0].update(kind="share"), r"claims.dskd-beats-vanilla.pairs: a share is of"),
+        (lambda d: d["claims"][0].update(column="ood"), r"claims.dskd-beats-vanilla.column: one of dolly"),
+        (lambda d: d.update(value="speed"), "value: one of score, retention"),
+        (lambda d: d.update(averages={"ood": []}), "averages.ood: some of dolly"),
+        (lambda d: d.update(averages={"ood": ["vicuna", "vicuna"]}), "averages.ood: some of dolly.*once"),
+        (lambda d: d.update(averages={"ood": ["gsm8k"]}), "averages.ood: some of dolly"),
+        (lambda d: d.update(averages={"avg": ["vicuna"]}), "averages.avg: a column of that name"),
+        (lambda d: d.update(averages={"ood": "vicuna"}), "averages: should map names to list"),
         (lambda d: d["claims"][0].update(status="sure"), r"claims\[1\].status: one of"),
         (lambda d: d.update(budget={"tiny": "epoch=1"}), "budget.tiny: .*did you mean epochs"),
         (lambda d: d.update(budget={"huge": "epochs=1"}), "budget.huge: one of"),

@@ -274,8 +274,8 @@ function claimsList(board) {
       h("b", { class: `verdict-${claim.verdict.split(":")[0].replace(/ /g, "-")}` }, claim.mark, " ", claim.verdict), ` ${claim.text}. `,
       h("span", { class: "quiet" }, `Table ${claim.table}; ${claim.source}. ${claim.size ? `Size: ${claim.size.join(", ")}. ` : ""}`),
       h("details", {}, h("summary", {}, `${claim.why.split(";")[0]}`),
-        h("ul", {}, claim.pairs.map(([a, b, verdict, why]) => h("li", {},
-          h("a", { href: address({ board: board.id, method: a, with: b }) }, `${labelOf(board, a)} \u2212 ${labelOf(board, b)}`), ` ${why} `, h("span", { class: "quiet" }, verdict)))))))));
+        h("ul", {}, claim.pairs.map(([a, b, verdict, why, sign]) => h("li", {},
+          h("a", { href: address({ board: board.id, method: a, with: b }) }, `${labelOf(board, a)} ${sign === "-" ? "\u2212" : sign} ${labelOf(board, b)}`), ` ${why} `, h("span", { class: "quiet" }, verdict)))))))));
 }
 
 /** What all records of the board share, and what was passed over. */

@@ -252,7 +252,7 @@ def _claims(result: TableVerdict) -> Sequence[Data]:
             "source": words.claim_source(claim),
             "size": list(claim.size) if claim.size else None,
             "pairs": [
-                [pair.a.partition("/")[2], pair.b.partition("/")[2], pair.verdict, pair.reason]
+                [pair.a.partition("/")[2], pair.b.partition("/")[2], pair.verdict, pair.reason, pair.sign]
                 for pair in claim.pairs
             ],
         }

@@ -186,7 +186,7 @@ def _canonical(text: str) -> str:
 
 
 def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table, Row]]:
-    """Rows that a word names: by label, by address, or by the method's bare name."""
+    """Rows that a word names, by label, address or the method's bare name, and what they are told in."""
     rows = [(table, row) for table in chosen for row in table.rows]
     if not wanted:
         return rows
@@ -197,7 +197,8 @@ def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table,
             names = {text for _, row in rows for text in (row.method, row.label)}
             raise PlanError(f"no row is {word!r}" + tables.nearest(word, names))
         kept.update(hits)
-    return [pair for number, pair in enumerate(rows) if number in kept]
+    keys = {table.id: table.needed(rows[n][1].key for n in kept if rows[n][0] is table) for table in chosen}
+    return [(table, row) for table, row in rows if row.key in keys[table.id]]
 
 
 def _names(word: str, row: Row) -> bool:

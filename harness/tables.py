@@ -169,6 +169,12 @@ class Table:
                 return row
         raise TableError(f"table {self.id} has no row {key!r}" + nearest(key, (row.key for row in self.rows)))
 
+    def needed(self, keys: Iterable[str]) -> set[str]:
+        """These rows and those that their numbers are told in: of a share, the teacher's too."""
+        keys = set(keys)
+        bases = {f"{key.partition('/')[0]}/teacher" for key in keys} if self.value == "retention" else set()
+        return keys | bases
+
     def pair(self, scale: str, side: str) -> str | None:
         """Name of the pair behind a side at a scale, or None (then ``absent`` says why)."""
         return self.pairs[scale].get(side)
@@ -209,7 +215,9 @@ def only(table: Table, suites: Sequence[str], keys: Collection[str] | None = Non
     if keys is None:
         return dataclasses.replace(table, claims=tuple(claims))
     rows = tuple(row for row in table.rows if row.key in keys)
-    settled = (claim for claim in claims if {key for pair in claim.pairs for key in pair} <= set(keys))
+    settled = (
+        claim for claim in claims if table.needed(key for pair in claim.pairs for key in pair) <= set(keys)
+    )
     return dataclasses.replace(table, rows=rows, claims=tuple(settled))
 
 
@@ -367,6 +375,11 @@ def _check(table: Table, top: _Node) -> None:
             raise top.error(f"averages.{name}", "a column of that name is there already")
         if not of or any(suite not in table.suites for suite in of) or len(set(of)) < len(of):
             raise top.error(f"averages.{name}", f"some of {', '.join(table.suites)}, each once")
+    lacking = table.needed(row.key for row in table.rows) - {row.key for row in table.rows}
+    if lacking:
+        raise top.error(
+            "rows", f"retention is told in percent of {', '.join(sorted(lacking))}, which is missing"
+        )
     for claim in table.claims:
         _check_claim(claim, table, top)
 

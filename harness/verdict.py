@@ -350,9 +350,9 @@ def _judge_claim(claim: Claim, table: Table, scale: str, rows: Mapping[str, RowV
     return ClaimVerdict(claim, verdict, reason, pairs, size)
 
 
-def _missing(keys: Sequence[str], rows: Mapping[str, RowVerdict]) -> tuple[Verdict, str] | None:
-    """Why rows cannot be compared: the first of them that has nothing measured."""
-    for key in keys:
+def _missing(keys: Sequence[str], table: Table, rows: Mapping[str, RowVerdict]) -> tuple[Verdict, str] | None:
+    """Why rows cannot be compared: the first of them, or of what they are told in, that was not measured."""
+    for key in (*keys, *sorted(table.needed(keys) - set(keys))):
         if rows[key].sample is None:
             state: Verdict = "failed" if rows[key].state == "failed" else "not run"
             return state, f"{key}: {rows[key].reason}"
@@ -366,14 +366,13 @@ def _claimed(key: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict
     if table.value == "score":
         return sample.only(*suites)
     teacher = rows[f"{rows[key].row.side}/teacher"].sample
-    if teacher is None:
-        raise StatisticsError("no share without the teacher's score")
+    assert teacher is not None
     return statistics.of_teacher(sample.only(*suites), teacher.only(*suites))
 
 
 def _judge_pair(a: str, b: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict]) -> PairVerdict:
     """One difference. To refute needs an interval corrected for the number of pairs asked (Bonferroni)."""
-    missing = _missing((a, b), rows)
+    missing = _missing((a, b), table, rows)
     if missing:
         return PairVerdict(a, b, None, *missing)
     try:
@@ -401,7 +400,7 @@ def _judge_mean(
     claim: Claim, table: Table, rows: Mapping[str, RowVerdict], pairs: Sequence[PairVerdict]
 ) -> tuple[Estimate | None, Verdict, str]:
     """The mean of all differences; the pairs are told beside it."""
-    missing = _missing([key for pair in claim.pairs for key in pair], rows)
+    missing = _missing([key for pair in claim.pairs for key in pair], table, rows)
     if missing:
         return None, *missing
     try:
@@ -420,7 +419,7 @@ def _judge_mean(
 def _judge_share(a: str, b: str, claim: Claim, table: Table, rows: Mapping[str, RowVerdict]) -> PairVerdict:
     """The share of the teacher's score that one row keeps, against the range it is said to lie in."""
     assert claim.size is not None
-    missing = _missing((a, b), rows)
+    missing = _missing((a, b), table, rows)
     if missing:
         return PairVerdict(a, b, None, *missing, sign="/")
     mine, teacher = rows[a].sample, rows[b].sample

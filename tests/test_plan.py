@@ -98,6 +98,14 @@ def test_a_bare_name_takes_all_rows_of_the_method(tmp_path: Path) -> None:
     assert all(address.startswith("dskd-v2") for address in chosen)
 
 
+def test_rows_told_in_percent_of_the_teacher_bring_the_teacher(tmp_path: Path) -> None:
+    found = make(tmp_path, tables=("retention",), methods=("sft",))
+    assert {step.cell.method for step in found.steps} == {"sft", "teacher"}
+    assert {step.cell.method for step in make(tmp_path, tables=("kq",), methods=("student",)).steps} == {
+        "student"
+    }
+
+
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="dskd-v2"):
         make(tmp_path, methods=("dskd-v22/kl",))

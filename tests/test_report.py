@@ -248,3 +248,35 @@ def test_sampled_code_rows_tell_pass_at_k() -> None:
     notes = render(table, "tiny", sampled, format="md")
     assert re.search(r"same/SFT, humaneval: pass@1 [\d.]+, pass@2 [\d.]+", notes)
     assert "pass@1" not in render(table, "tiny", fill(table, ladder(table), scale="tiny"), format="md")
+
+
+def test_averages_over_some_suites_are_shown_and_explained() -> None:
+    table = tables.load("kq")
+    cells = fill(table, {"*": 20.0}, noise=0.1, scale="tiny")
+    means = "Averages over some suites: id: dolly; ood: self-inst, vicuna, s-ni, unni"
+    for format in ("terminal", "md", "tex"):
+        assert means in " ".join(render(table, "tiny", cells, format=format, width=200).split())
+    wide = render(table, "tiny", cells, format="terminal", width=28 + 17 * len(table.columns))
+    narrow = render(table, "tiny", cells, format="terminal", width=100)
+    heads = [next(x for x in text.splitlines() if " ood " in x).split() for text in (wide, narrow)]
+    assert heads == [["row", *table.columns], ["row", "id", "ood", "avg"]]
+    rows = list(csv.DictReader(io.StringIO(render(table, "tiny", cells, format="csv"))))
+    columns = {row["row"]: row["column"] for row in rows if row["kind"] == "claim"}
+    assert columns == {"ga-gains-out-of-distribution": "ood", "ga-beats-cma": "avg", "ga-beats-ct": "avg"}
+    data = json.loads(render(table, "tiny", cells, format="json"))
+    assert data["averages"] == {"id": ["dolly"], "ood": list(table.suites[1:])}
+
+
+def test_a_table_of_retentions_says_that_it_is_one() -> None:
+    table = tables.load("retention")
+    cells = fill(table, {"*": 20.0, "same/teacher": 25.0}, scale="tiny")
+    for format in ("terminal", "md", "tex"):
+        text = " ".join(render(table, "tiny", cells, format=format, width=200).split())
+        assert "Numbers are percent of the teacher's score on the suite" in text
+    kl = next(
+        row
+        for row in csv.DictReader(io.StringIO(render(table, "tiny", cells, format="csv")))
+        if (row["method"], row["column"]) == ("kl", "avg")
+    )
+    assert float(kl["measured"]) == pytest.approx(80, abs=0.01)
+    assert json.loads(render(table, "tiny", cells, format="json"))["value"] == "retention"

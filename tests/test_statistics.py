@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from harness.statistics import (
     StatisticsError,
     difference,
     estimate,
+    mean_of,
+    of_teacher,
     recovered,
+    retained,
     sample,
     t_cdf,
     t_quantile,
@@ -184,6 +188,61 @@ def test_share_of_the_gap() -> None:
     assert 15 < share.low < 25 < share.high < 35
     assert recovered(row(items), teacher, student) is None
     assert recovered(row(items), student, row(draw(1, 1, 40, seed=3), trained=False)) is None
+
+
+def suites(**scores: Any) -> Sample:
+    """A trained sample of several suites, from arrays (S, D, I)."""
+    arrays = {name: np.asarray(x, dtype=float) for name, x in scores.items()}
+    runs = len(next(iter(arrays.values())))
+    return Sample(arrays, dict.fromkeys(arrays, "h"), tuple(range(1, runs + 1)), True)
+
+
+def test_a_row_in_proportion_keeps_that_share() -> None:
+    """Three quarters of the teacher on every item: no draw of items can say anything but 75 %."""
+    easy, hard = draw(1, 4, 40), draw(1, 4, 9, seed=1) / 10
+    teacher = dataclasses.replace(suites(easy=easy, hard=hard), trained=False)
+    result = retained(suites(easy=0.75 * easy, hard=0.75 * hard), teacher)
+    noise = (result.high - result.low) / 2  # the teacher's decoding; its items cancel
+    assert result.mean == pytest.approx(75)
+    assert result.low + noise == pytest.approx(75, abs=0.2)
+    calm = dataclasses.replace(teacher, scores={s: x[:, :1] for s, x in teacher.scores.items()})
+    result = retained(suites(easy=0.75 * easy[:, :1], hard=0.75 * hard[:, :1]), calm)
+    assert (result.mean, result.low, result.high) == pytest.approx((75, 75, 75), abs=1e-4)
+
+
+def test_the_teacher_keeps_all_of_itself() -> None:
+    teacher = dataclasses.replace(suites(dolly=draw(1, 5, 30)), trained=False)
+    result = retained(teacher, teacher)
+    assert (result.mean, result.low, result.high) == pytest.approx((100, 100, 100), abs=1e-4)
+
+
+def test_a_share_is_the_mean_of_the_suites_shares() -> None:
+    """10 of 40 and 3 of 4 make 50 %, not 13 of 44: a suite of high scores weighs no more than another."""
+    teacher = dataclasses.replace(suites(a=[[[40.0, 40.0]]], b=[[[4.0, 4.0, 4.0]]]), trained=False)
+    mine = suites(a=[[[10.0, 10.0]]], b=[[[3.0, 3.0, 3.0]]])
+    assert retained(mine, teacher).mean == pytest.approx(50)
+    assert of_teacher(mine, teacher).scores["b"] == pytest.approx(np.full((1, 1, 3), 75))
+
+
+def test_no_share_of_nothing_nor_of_other_items() -> None:
+    teacher, mine = suites(dolly=np.zeros((1, 1, 4))), suites(dolly=np.ones((1, 1, 4)))
+    with pytest.raises(StatisticsError, match="scored nothing on dolly"):
+        retained(mine, teacher)
+    with pytest.raises(StatisticsError, match="same items"):
+        retained(mine, dataclasses.replace(mine, items={"dolly": "other"}))
+    rare = suites(dolly=[[[1.0] + 30 * [0.0]]])  # a third of all draws hold no success at all
+    with pytest.raises(StatisticsError, match="too near to nothing"):
+        retained(rare, rare)
+
+
+def test_the_mean_of_rows_is_over_the_seeds_they_share() -> None:
+    a, b = row(draw(3, 1, 8), seeds=(1, 2, 3)), row(draw(2, 1, 8, seed=1), seeds=(3, 2))
+    both = mean_of([a, b])
+    assert both.seeds == (2, 3)
+    expected = (a.scores["dolly"][[1, 2]] + b.scores["dolly"][[1, 0]]) / 2
+    assert both.scores["dolly"] == pytest.approx(expected)
+    with pytest.raises(StatisticsError, match="share no training seed"):
+        mean_of([a, row(draw(1, 1, 8), seeds=(9,))])
 
 
 def test_holes_are_refused() -> None:

@@ -261,3 +261,117 @@ def test_holes_and_strangers_are_refused() -> None:
     del cells["same/kl"][0]["scores"]["unni"]  # type: ignore[index]
     with pytest.raises(StatisticsError, match=r"table 1, row same/kl: cell \w+ has no scores on unni"):
         judge(table, "tiny", cells)
+
+
+def adversarial(table: Table, *gains: float) -> dict[str, float]:
+    """Means of the key-query table: GA's over plain attention's by these gains, divergence by divergence."""
+    rows = [row.key for row in table.rows if row.key.startswith("cross/dskd-cma-ga/")]
+    return {"*": 20.0} | {key: 20.0 + gain for key, gain in zip(rows, gains, strict=True)}
+
+
+def test_an_average_of_some_suites_is_just_that() -> None:
+    table = tables.load("kq")
+    cells = fill(table, {"*": 20.0}, scale="paper")
+    for entry in cells["cross/dskd-cma/kl"]:
+        assert isinstance(entry, dict)
+        for place, suite in enumerate(table.suites):
+            for run in entry["scores"][suite]["seeds"].values():
+                run["per_item"] = [10.0 * place] * len(run["per_item"])
+    found = judge(table, "paper", cells).rows["cross/dskd-cma/kl"].cells
+    means = {column: cell.measured.mean for column, cell in found.items() if cell.measured}
+    assert [means[suite] for suite in table.suites] == [0, 10, 20, 30, 40]
+    assert (means["id"], means["ood"], means["avg"]) == (0, 25, 20)
+
+
+def test_a_claim_of_the_mean_stands_where_single_pairs_do_not() -> None:
+    table = tables.load("kq")
+    gains = adversarial(table, 0.9, 0.6, -0.3, 0.5, 0.4, 0.12)
+    result = judge(table, "paper", fill(table, gains, noise=0.001))
+    mean, every, _ = result.claims
+    assert mean.verdict == "agrees"
+    assert mean.reason.startswith("mean gain +0.37 [")
+    assert mean.reason.endswith("5 of 6 gains above 0")
+    assert mean.size is not None
+    assert mean.size[0] == "agrees"
+    assert every.verdict == "differs"  # the same rows, asked one by one
+
+    assert judge(table, "tiny", fill(table, gains, scale="tiny")).claims[0].size == (
+        *("not comparable",),
+        "published gain +0.37; tiny: generated text and models of some hundred thousand weights",
+    )
+    worse = judge(table, "paper", fill(table, adversarial(table, *[-1.0] * 6), noise=0.001)).claims[0]
+    assert (worse.verdict, worse.size[0] if worse.size else "") == ("differs", "differs")
+    single = judge(table, "paper", fill(table, gains, seeds=1)).claims[0]
+    assert (single.verdict, single.size[0] if single.size else "") == ("inconclusive", "inconclusive")
+
+
+def test_a_claim_of_the_mean_needs_all_its_rows() -> None:
+    table = tables.load("kq")
+    cells = fill(table, adversarial(table, *[1.0] * 6))
+    cells["cross/dskd-cma-ga/js"] = [failed(cells["cross/dskd-cma-ga/js"][0], "loss is not finite")]
+    claim = judge(table, "paper", cells).claims[0]
+    assert (claim.verdict, claim.size and claim.size[0]) == ("failed", "not run")
+    assert claim.reason == "cross/dskd-cma-ga/js: seed 1: loss is not finite"
+
+
+def test_a_claim_looks_at_its_column_alone() -> None:
+    """Gains on the training suite do not count for a claim about the others."""
+    table = tables.load("kq")
+    cells = fill(table, {"*": 20.0}, noise=0.001)
+    for key in (key for key in cells if "-ga/" in key):
+        for entry in cells[key]:
+            assert isinstance(entry, dict)
+            for run in entry["scores"]["dolly"]["seeds"].values():
+                run["per_item"] = [score + 10 for score in run["per_item"]]
+    mean, every, _ = judge(table, "paper", cells).claims
+    assert (mean.claim.column, every.claim.column) == ("ood", "avg")
+    assert (mean.verdict, every.verdict) == ("inconclusive", "agrees")
+
+
+def test_retention_is_told_in_percent_of_the_teacher() -> None:
+    table = tables.load("retention")
+    means = {"*": 20.0, "same/teacher": 25.0, "same/sft": 15.0}
+    result = judge(table, "paper", fill(table, means))
+    for key, share in (("teacher", 100), ("kl", 80), ("sft", 60)):
+        for column, cell in result.rows[f"same/{key}"].cells.items():
+            assert cell.measured is not None, column
+            assert cell.measured.mean == pytest.approx(share, abs=0.01)
+    claims = {claim.claim.id: claim for claim in result.claims}
+    kept = claims["keeps-70-to-91"]
+    assert (kept.verdict, kept.size) == ("agrees", None)
+    (pair,) = kept.pairs
+    assert pair.name == "same/kl:temperature=1.0 / same/teacher"
+    assert pair.reason.startswith("80.0 % [")
+    assert claims["distilling-keeps-more"].pairs[0].gain.mean == pytest.approx(20, abs=0.01)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("score", "noise", "seeds", "said"),
+    [
+        (24.5, 0.01, 3, "differs"),  # 98 %
+        (15.0, 0.01, 3, "differs"),  # 60 %
+        (22.75, 0.01, 3, "inconclusive"),  # on the very edge
+        (20.0, 9.0, 3, "inconclusive"),  # too noisy
+        (20.0, 0.01, 1, "inconclusive"),  # one training seed
+        (20.0, 0.01, 3, "agrees"),
+    ],
+)
+def test_a_share_lies_in_the_range_or_not(score: float, noise: float, seeds: int, said: str) -> None:
+    table = tables.load("retention")
+    cells = dict(fill(table, {"*": 20.0, "same/teacher": 25.0}))
+    noisy = fill(table, {"*": score}, noise=noise, seeds=seeds)
+    cells["same/kl:temperature=1.0"] = noisy["same/kl:temperature=1.0"]
+    assert judge(table, "paper", cells).claims[0].verdict == said
+
+
+def test_no_retention_without_a_teacher() -> None:
+    table = tables.load("retention")
+    cells = dict(fill(table, {"*": 20.0}))
+    cells["same/teacher"] = [None]
+    result = judge(table, "paper", cells)
+    for cell in result.rows["same/kl"].cells.values():
+        assert (cell.measured, cell.verdict) == (None, "not run")
+        assert cell.reason == "no share without the teacher's score"
+    for claim in result.claims:
+        assert claim.verdict == "not run"
+        assert claim.reason.endswith("same/teacher: not yet")

@@ -24,7 +24,7 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 
 def test_the_tables_are_these() -> None:
-    assert tables.ids() == ("1", "2", "3", "code", "first-small", "kq", "math", "retention")
+    assert tables.ids() == ("1", "2", "3", "code", "first-small", "kq", "math", "on-policy", "retention")
 
 
 @pytest.mark.parametrize("name", tables.ids())

@@ -24,7 +24,7 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 
 def test_the_tables_are_these() -> None:
-    assert tables.ids() == ("1", "2", "3", "code", "first-small", "math")
+    assert tables.ids() == ("1", "2", "3", "check", "code", "first-small", "math")
 
 
 @pytest.mark.parametrize("name", tables.ids())

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 from dskd.method import MethodError
@@ -21,6 +21,7 @@ from harness.cluster import EngineError
 from harness.commands import Options
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
+from harness.references import ReferencesError
 from harness.scales import ScaleError
 from harness.shards import Shard, ShardError
 from harness.store import StoreError
@@ -28,7 +29,7 @@ from harness.students import StudentError
 from harness.tables import TableError
 
 INPUT_ERRORS = (
-    *(EngineError, MethodError, PairError, PlanError, ScaleError, ShardError, StoreError),
+    *(EngineError, MethodError, PairError, PlanError, ReferencesError, ScaleError, ShardError, StoreError),
     *(StudentError, TableError),
 )
 EXPORTS = ("md", "csv", "tex", "json")
@@ -41,6 +42,7 @@ examples:
   python reproduce.py --table 1 --scale paper --dry-run what the published protocol would take
   python reproduce.py --teacher MODEL --student MODEL --methods sft,dskd-v2/kl --data DIR
   python reproduce.py --explain dskd-v2/srkl            what exactly is computed, and by whose authority
+  python reproduce.py --check                           whether losses, records and tables are what they were
 
 A finished cell is never run again: after an interruption, the same command goes on.
 """
@@ -141,6 +143,19 @@ def _what(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         help="bring the records of other --results folders into this one",
     )
+    group.add_argument(
+        "--check",
+        metavar="TIER",
+        nargs="?",
+        const="0",
+        choices=("0", "1", "2"),
+        help="hold results against references: 0 losses and records (default), 1 also cells trained anew, "
+        "2 also at small",
+    )
+    group.add_argument(
+        "--accept", action="store_true", help="make results and losses of now the references; needs --reason"
+    )
+    group.add_argument("--reason", metavar="TEXT", help="why the references change; kept in their file")
 
 
 def _which(group: argparse._ArgumentGroup) -> None:
@@ -280,6 +295,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "conformance": lambda: commands.conformance(options.conformance, options.plugin),
         "fetch": lambda: commands.fetch(options.fetch, _cache(options)),
         "merge": lambda: commands.merge(options.merge, options.results),
+        "check": lambda: _upkeep().check(options.check, _chosen(options, arguments)),
+        "accept": lambda: _upkeep().accept(options.reason or "", _chosen(options, arguments)),
         "save_student": lambda: commands.save_student(
             options.save_student, options.output, _settings(options, arguments), options.jobs
         ),
@@ -294,11 +311,12 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
     if options.output is not None and not options.leaderboard and options.save_student is None:
         raise PlanError("--output belongs to --save-student and --leaderboard")
+    if options.reason is not None and not options.accept:
+        raise PlanError("--reason goes with --accept")
     if asked:
         return single[asked[0]]()
-    request, settings = _request(options), _settings(options, arguments)
-    jobs = options.jobs or run.default_jobs(request.scale, options.engine)
-    chosen = Options(settings, jobs, options.export, options.engine)
+    request = _request(options)
+    chosen = _chosen(options, arguments, request.scale)
     if options.doctor:
         return commands.doctor(request, chosen)
     if options.dry_run:
@@ -325,6 +343,18 @@ def _leaderboard(options: argparse.Namespace) -> int:
 def _first_folder(path: Path) -> Path:
     """The nearest folder above a path that exists."""
     return next(folder for folder in path.parents if folder.exists())
+
+
+def _upkeep() -> ModuleType:
+    """Only these commands need it, and it needs more than the others."""
+    from harness import upkeep
+
+    return upkeep
+
+
+def _chosen(options: argparse.Namespace, arguments: Sequence[str], scale: str = "tiny") -> Options:
+    jobs = options.jobs or run.default_jobs(scale, options.engine)
+    return Options(_settings(options, arguments), jobs, options.export, options.engine)
 
 
 def _request(options: argparse.Namespace) -> Request:

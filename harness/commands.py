@@ -40,7 +40,7 @@ def reproduce(request: Request, options: Options) -> int:
     if todo:
         _say(_intention(planned, options))
         try:
-            outcomes = _execute(planned, options)
+            outcomes = execute(planned, options)
         except KeyboardInterrupt:
             finished = sum(store.has(step.cell.id) for step in todo)
             _say(f"stopped; {finished} of {len(todo)} cells done; run the same command to go on")
@@ -117,7 +117,7 @@ def _time(planned: Plan, options: Options) -> str:
     return f"about {duration(together)} with {jobs} side by side"
 
 
-def _execute(planned: Plan, options: Options) -> dict[str, Outcome]:
+def execute(planned: Plan, options: Options) -> dict[str, Outcome]:
     from harness.screen import Screen
 
     settings = options.settings

@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.folder import FolderError, ModelFolder
 
-Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross", "kq", "retention"]
+Recipe = Literal["table1-same", "table1-cross", "table2-same", "table2-cross", "kq", "retention", "check"]
 ARROW = "->"
 
 
@@ -56,10 +56,11 @@ class ModelFacts:
         return self.parameters * self.stored
 
 
-def _pair(name: str, models: str, table: Literal["table1", "table2"], *, same: bool) -> PairSpec:
+def _pair(name: str, models: str, table: Literal["table1", "table2", "check"], *, same: bool) -> PairSpec:
     """``models`` is "teacher -> student"; the name begins with the scale."""
     teacher, student = models.split(f" {ARROW} ")
-    recipe: Recipe = f"{table}-{'same' if same else 'cross'}"  # type: ignore[assignment]
+    side = "same" if same else "cross"
+    recipe: Recipe = "check" if table == "check" else f"{table}-{side}"  # type: ignore[assignment]
     return PairSpec(name, name.partition("/")[0], teacher, student, same, recipe)
 
 
@@ -78,6 +79,8 @@ _ALL = (
     _pair("tiny/maths-cross", "tiny:teacher-bpe-maths -> tiny:student-sp", "table1", same=False),
     _pair("tiny/code-same", "tiny:teacher-bpe-code -> tiny:student-bpe", "table1", same=True),
     _pair("tiny/code-cross", "tiny:teacher-bpe-code -> tiny:student-sp", "table1", same=False),
+    _pair("tiny/check-same", "tiny:check-teacher-bpe -> tiny:check-student-bpe", "check", same=True),
+    _pair("tiny/check-cross", "tiny:check-teacher-sp -> tiny:check-student-bpe", "check", same=False),
     _pair("small/smollm2-same", "small:smollm2-135m -> small:smollm2-10l", "table1", same=True),
     _pair("small/smollm2-stories", "small:smollm2-135m -> small:stories15m", "table1", same=False),
     _pair("small/tinyllama-stories", "small:tinyllama-1.1b -> small:stories15m", "table2", same=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import subprocess
@@ -49,6 +50,18 @@ def _git() -> tuple[str | None, bool | None]:
     commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return (commit or None), (None if changes is None else bool(changes))
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with ``+`` where tracked files differ from it; None outside one."""
+    found, dirty = _git()
+    return f"{found}+" if found and dirty else found
+
+
+def author() -> str:
+    """Who works here: git's user, else the system's."""
+    named = _output("git", "-C", str(ROOT), "config", "user.name")
+    return named or getpass.getuser()
 
 
 def _output(*command: str) -> str | None:

@@ -73,6 +73,8 @@ _TINY = Training(examples=240, epochs=6, batch=8, micro_batch=8, lr=1e-3, max_le
 _TINY_LORA = dataclasses.replace(_TINY, lr=3e-3, lora=Lora(rank=32, alpha=32, dropout=0.0))
 _TINY_MATHS = dataclasses.replace(_TINY, examples=300, epochs=8)
 _TINY_CODE = dataclasses.replace(_TINY, examples=None, epochs=15, lr=5e-4)
+#: The regression check: so short that some methods with eight seeds take a minute (docs/regression.md).
+_TINY_CHECK = dataclasses.replace(_TINY, epochs=3, lr=4e-3)
 _TINY_DECODING = Decoding(max_new_tokens=64, max_length=160)
 _TINY_GREEDY = Decoding(temperature=0.0, max_new_tokens=96, max_length=192)
 
@@ -103,6 +105,7 @@ SETTINGS: dict[tuple[str, str], Setting] = {
     ("tiny", "table2-cross"): Setting(_TINY_LORA, _TINY_DECODING, "tiny-instructions"),
     ("tiny", "maths"): Setting(_TINY_MATHS, _TINY_GREEDY, "tiny-maths"),
     ("tiny", "code"): Setting(_TINY_CODE, _TINY_GREEDY, "tiny-code"),
+    ("tiny", "check"): Setting(_TINY_CHECK, _TINY_DECODING, "tiny-instructions", limit=200),
     ("small", "table1-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
     ("small", "table1-cross"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),
     ("small", "table2-same"): Setting(_SMALL, _SMALL_DECODING, "dolly-dev", limit=100),

@@ -68,6 +68,15 @@ REFS: dict[str, Recipe] = {
     "tiny:teacher-bpe-code": Recipe("bpe", "code", width=192, layers=3, steps=800, start=_BEGIN),
 }
 
+#: Models of the regression check. Trained anew on another kind of machine they would be other models, and
+#: that difference is in no spread over training seeds; so their weights, in fp16, are in the checkout.
+FIXED: dict[str, Recipe] = {
+    "tiny:check-teacher-bpe": Recipe("bpe", "instructions", width=64, layers=2, steps=800, lr=4e-3),
+    "tiny:check-teacher-sp": Recipe("sp", "instructions", width=64, layers=2, steps=800, lr=4e-3),
+    "tiny:check-student-bpe": Recipe("bpe", "prose", width=48, layers=2, steps=400, lr=4e-3),
+}
+FIXED_FOLDER = Path(__file__).resolve().parents[1] / "results" / "references" / "models"
+
 #: Base of the rotary angles: the texts have a hundred tokens, not thousands.
 _ROPE_THETA = 500.0
 #: Tokens of each vocabulary: so far apart that a quarter of an answer's tokens have no partner.
@@ -91,8 +100,10 @@ def build(ref: str, cache: Path, progress: Progress | None = None) -> Path:
 
     ``progress(stage, part)`` is called with part between 0 and 1. ValueError for an unknown reference.
     """
+    if ref in FIXED:
+        return _install(ref, cache)
     if ref not in REFS:
-        raise ValueError(f"{ref!r} is no tiny model; there are {', '.join(REFS)}")
+        raise ValueError(f"{ref!r} is no tiny model; there are {', '.join((*REFS, *FIXED))}")
     return _build(ref, REFS[ref], cache, progress or (lambda stage, part: None))
 
 
@@ -108,6 +119,25 @@ def place(ref: str, cache: Path) -> Path:
 
 def _place(ref: str, recipe: Recipe, cache: Path) -> Path:
     return cache / "tiny" / f"{ref.removeprefix('tiny:')}-{_key(recipe)}"
+
+
+def _install(ref: str, cache: Path) -> Path:
+    """A fixed model in the cache, where libraries may leave files of their own beside it."""
+    source = FIXED_FOLDER / ref.removeprefix("tiny:")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: the weights of {ref} come with a checkout of the repository")
+    digest = hashlib.sha256("".join(files.file_hash(file) for file in sorted(source.iterdir())).encode())
+    folder = cache / "tiny" / f"{source.name}-{digest.hexdigest()[:12]}"
+    return _once(folder, lambda into: shutil.copytree(source, into, dirs_exist_ok=True))
+
+
+def write_fixed(cache: Path) -> None:
+    """Train the fixed models and write their weights into the checkout. This changes what is checked."""
+    for ref, recipe in FIXED.items():
+        into = FIXED_FOLDER / ref.removeprefix("tiny:")
+        shutil.rmtree(into, ignore_errors=True)
+        into.mkdir(parents=True)
+        _make(ref, recipe, cache, into, lambda stage, part: None, half=True)
 
 
 def _key(recipe: Recipe) -> str:
@@ -386,8 +416,10 @@ def _one_thread(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _make(name: str, recipe: Recipe, cache: Path, into: Path, progress: Progress) -> None:
-    """Train a model and save it with its tokenizer."""
+def _make(
+    name: str, recipe: Recipe, cache: Path, into: Path, progress: Progress, *, half: bool = False
+) -> None:
+    """Train a model and save it with its tokenizer, in half precision if asked."""
     from transformers import LlamaForCausalLM
 
     words = tokenizer(recipe.vocabulary)
@@ -396,7 +428,7 @@ def _make(name: str, recipe: Recipe, cache: Path, into: Path, progress: Progress
         model = LlamaForCausalLM.from_pretrained(start) if start else _new_model(recipe, words)
         batches = _batches(_documents(recipe, words, seed="models"), recipe.batch)
         loss = _fit(model, recipe, batches, lambda part: progress(name, part))
-    model.save_pretrained(into)
+    (model.half() if half else model).save_pretrained(into)
     words.save_pretrained(into)
     recipe_file = {"recipe": dataclasses.asdict(recipe), "last_loss": round(loss, 4)}
     (into / "recipe.json").write_text(json.dumps(recipe_file, indent=1, sort_keys=True) + "\n")

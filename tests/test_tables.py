@@ -24,7 +24,9 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 
 def test_the_tables_are_these() -> None:
-    assert tables.ids() == ("1", "2", "3", "code", "first-small", "kq", "math", "on-policy", "retention")
+    assert tables.ids() == (
+        "1", "2", "3", "check", "code", "first-small", "kq", "math", "on-policy", "retention",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", tables.ids())

@@ -165,3 +165,38 @@ def test_naming_the_models_needs_no_torch() -> None:
         "import sys; from harness import tiny; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_fixed_models_are_the_checkouts_and_come_with_their_recipe(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for ref, recipe in tiny.FIXED.items():
+        folder = tiny.build(ref, tmp_path)
+        assert folder.is_relative_to(tmp_path)  # libraries leave files beside a model
+        source = tiny.FIXED_FOLDER / ref.removeprefix("tiny:")
+        for file in source.iterdir():
+            assert (folder / file.name).read_bytes() == file.read_bytes()
+        assert json.loads((folder / "recipe.json").read_text())["recipe"] == dataclasses.asdict(recipe)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.hidden_size == recipe.width
+        assert tiny.build(ref, tmp_path) == folder
+
+
+def test_without_a_checkout_there_are_no_fixed_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "FIXED_FOLDER", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="come with a checkout"):
+        tiny.build("tiny:check-student-bpe", tmp_path)
+
+
+def test_fixed_models_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    small = {ref: dataclasses.replace(recipe, **SHORT) for ref, recipe in tiny.FIXED.items()}
+    monkeypatch.setattr(tiny, "FIXED", small)
+    monkeypatch.setattr(tiny, "FIXED_FOLDER", tmp_path / "models")
+    tiny.write_fixed(tmp_path / "cache")
+    assert {folder.name for folder in (tmp_path / "models").iterdir()} == {
+        ref.removeprefix("tiny:") for ref in small
+    }
+    config = json.loads((tmp_path / "models" / "check-student-bpe" / "config.json").read_text())
+    assert config["dtype"] == "float16"

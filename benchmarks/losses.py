@@ -351,7 +351,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = run(options)
     if options.json:
         measurements = [dataclasses.asdict(row) for row in rows]
-        data = {"machine": machine(options.threads), "measurements": measurements}
+        times = f"fastest of {options.repeats} steps after one to warm up"
+        data = {"machine": machine(options.threads), "times": times, "measurements": measurements}
         options.json.write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -211,7 +211,7 @@ def test_wrong_input_is_one_line_and_exit_2_and_leaves_nothing(
     spoil(place)
     if (place.folder / "tables").exists():
         monkeypatch.setattr(tables, "TABLES", place.folder / "tables")
-    monkeypatch.setattr(commands, "_execute", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(commands, "execute", lambda *_: pytest.fail("work was begun"))
     before = sorted(place.folder.rglob("*"))
     try:
         code: object = cli.main(place.arguments)
@@ -229,7 +229,7 @@ def test_wrong_input_is_one_line_and_exit_2_and_leaves_nothing(
 def test_the_sound_input_that_these_are_spoilt_from_is_taken(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "_execute", lambda *_: {})
+    monkeypatch.setattr(commands, "execute", lambda *_: {})
     assert cli.main(place.arguments) == 0
     assert "to run" in capsys.readouterr().err
 

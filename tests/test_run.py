@@ -230,6 +230,7 @@ def test_ctrl_c_stops_tidily_and_keeps_what_is_done(tmp_path: Path, sent: signal
         "    import test_run as t\n"
         "    from harness import cli, commands\n"
         "    signal.signal(signal.SIGTERM, cli._interrupt)\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
         "    results = Path({results!r})\n"
         "    request = t.Request('tiny', tables=('2',), methods=('sft', 'kl'), pairs=('same',), seeds=(1,))\n"
         "    options = commands.Options(t.settings(results, 'slow'), 1, None)\n"

@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 
 SAMPLED_LABELS = (
     "response tokens and the EOS that ends them; of student text every token it wrote, and its EOS (none "
-    "where "
-    "the text was cut at the longest answer of the evaluation)"
+    "where the text was cut at the longest answer of the evaluation)"
 )
 COMMON_START = (
     "their students are fine-tuned on the data first; here every method starts from the same student. "
-    "Control "
-    "tokens other than EOS are never sampled"
+    "Control tokens other than EOS are never sampled"
 )
 
 
@@ -63,13 +61,11 @@ class OnOwnText(Logit):
     Entry(
         name="gkd",
         title="Generalised knowledge distillation",
-        citation="Agarwal et al. 2024 (arXiv:2306.13649), Algorithm 1; defaults of TRL's GKDTrainer "
-        "(lambda = "
-        "beta = 0.5)",
+        citation="Agarwal et al. 2024 (arXiv:2306.13649), Algorithm 1; defaults of TRL's GKDTrainer (lambda "
+        "= beta = 0.5)",
         formula=(
-            "D(p, q), by default jsd@gkd(beta), on text of the student in a share lambda of the steps, "
-            "on the data "
-            "in the others; with rate < 1: (1 - r) CE on the data + r D"
+            "D(p, q), by default jsd@gkd(beta), on text of the student in a share lambda of the steps, on "
+            "the data in the others; with rate < 1: (1 - r) CE on the data + r D"
         ),
         needs=Needs(vocabulary="same", student_samples=StudentText(Fixed(0.5), gold=False)),
         parameters={
@@ -84,8 +80,8 @@ class OnOwnText(Logit):
         masks=SAMPLED_LABELS,
         stop_gradients="teacher; the sampling itself",
         released=(
-            "TRL: T = 0.9 in sampling and divergence; a batch is one device's, here the optimiser "
-            "step's; the "
+            "TRL: T = 0.9 in sampling and divergence; a batch is one device's, here the optimiser step's; "
+            "the "
             "divergence of a batch is averaged over its tokens, as here. " + COMMON_START
         ),
         divergences=True,
@@ -108,27 +104,26 @@ class DistiLLMOptions(Options):
     tolerance: float = 0.1
     capacity: int = 1000
     validations: int = 20
+    initial: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.capacity, self.validations) < 1 or min(self.increment, self.tolerance) < 0:
             raise MethodError("distillm: capacity and validations are 1 at least, increment and tolerance 0")
+        if not 0 <= self.initial <= 1:
+            raise MethodError(f"distillm: initial is a share from 0 to 1, not {self.initial}")
 
 
 @register(
     Entry(
         name="distillm",
         title="DistiLLM: skew divergence, adaptive share of student text, replay",
-        citation="Ko et al. 2024 (arXiv:2402.03898), sec. 3.1 (divergence) and 3.2 (adaptive "
-        "off-policy); released "
-        "code finetune.py",
+        citation="Ko et al. 2024 (arXiv:2402.03898), sec. 3.1 (divergence) and 3.2 (adaptive off-policy); "
+        "released code finetune.py",
         formula=(
-            "D(p, q), by default skl, on text chosen for every step: with probability 1 - phi the "
-            "data's; else the "
-            "student's, fresh with probability phi (1 - t / T) or while the replay buffer has room, "
-            "otherwise drawn "
-            "from the buffer. phi starts at 0 and grows by increment, up to 1, whenever a validation "
-            "finds the CE "
-            "tolerance above its reference"
+            "D(p, q), by default skl, on text chosen for every step: with probability 1 - phi the data's; "
+            "else the student's, fresh with probability phi (1 - t / T) or while the replay buffer has "
+            "room, otherwise drawn from the buffer. phi starts at initial and grows by increment, up to 1, "
+            "whenever a validation finds the CE tolerance above its reference"
         ),
         needs=Needs(vocabulary="same", student_samples=StudentText(Adaptive(), gold=False)),
         parameters={
@@ -136,26 +131,23 @@ class DistiLLMOptions(Options):
             **DIVERGENCE_PARAMETERS,
             "rate": "r, default 1.0: no cross-entropy, as published",
             "temperature": "T of the divergence, default 1.0; samples are always drawn at 1",
+            "initial": "phi at the start, default 0.0; where the validation CE never rises it stays there, "
+            "and at 0 all text is then the data's",
             "increment": "of phi, default 0.1",
             "tolerance": "epsilon, nats per token by which the validation CE must exceed the reference, "
-            "default "
-            "0.1",
-            "capacity": "texts in the replay buffer (first in, first out), default 1000, at most a tenth "
-            "of the "
-            "training set and at least a batch",
+            "default 0.1",
+            "capacity": "texts in the replay buffer (first in, first out), default 1000, at most a tenth of "
+            "the training set and at least a batch",
             "validations": "over the whole training, evenly spaced, default 20 (the released runs: 20 "
-            "epochs, one "
-            "each)",
+            "epochs, one each)",
         },
         masks=SAMPLED_LABELS,
         stop_gradients="teacher; the sampling itself",
         released=(
-            "the reference is the CE before training, of a student that was fine-tuned already, then the "
-            "CE at "
-            "each rise; here the student starts untrained, so the reference follows the CE down. A "
-            "language-model "
-            "loss on OpenWebText is added; here none. Validation on a set of its own; here on the "
-            "training file's "
+            "the reference is the CE before training, of a student that was fine-tuned already, then the CE "
+            "at each rise; here the student starts untrained, so the reference follows the CE down. A "
+            "language-model loss on OpenWebText is added; here none. Validation on a set of its own; here "
+            "on the training file's "
             "examples after those trained on, or on the last twentieth, then not trained on. " + COMMON_START
         ),
         divergences=True,
@@ -170,7 +162,7 @@ class DistiLLM(OnOwnText):
     @property
     def needs(self) -> Needs:
         o = self.options
-        schedule = Adaptive(o.increment, o.tolerance, o.capacity, o.validations)
+        schedule = Adaptive(o.increment, o.tolerance, o.capacity, o.validations, o.initial)
         return replace(self.entry.needs, student_samples=StudentText(schedule, gold=o.rate < 1))
 
 
@@ -191,11 +183,9 @@ class ImitKDOptions:
         title="Imitation-based knowledge distillation",
         citation="Lin et al. 2020 (arXiv:2009.07253), Algorithm 1; released code distillation.py",
         formula=(
-            "CE(a, q) over response tokens: on text of the student, a is the teacher's argmax (L_opt); "
-            "on text of "
-            "the data, the gold label. An example's text is the data's with probability decay^(-t / T), "
-            "t of T "
-            "steps, and the student's greedy answer otherwise"
+            "CE(a, q) over response tokens: on text of the student, a is the teacher's argmax (L_opt); on "
+            "text of the data, the gold label. An example's text is the data's with probability decay^(-t "
+            "/ T), t of T steps, and the student's greedy answer otherwise"
         ),
         needs=Needs(
             vocabulary="same",
@@ -206,8 +196,8 @@ class ImitKDOptions:
         masks=SAMPLED_LABELS,
         stop_gradients="teacher; the sampling itself",
         released=(
-            "encoder-decoder models; the student's EOS is left out, here supervised. DistiLLM's code "
-            "takes forward "
+            "encoder-decoder models; the student's EOS is left out, here supervised. DistiLLM's code takes "
+            "forward "
             "KL on sampled text alone for ImitKD. " + COMMON_START
         ),
         variants={"full": "KL(p, q) on both kinds of text instead of labels (L_full)"},
@@ -269,17 +259,15 @@ DISCOUNT, REWARD_SCALE, REWARD_CLIP = 0.95, 0.5, 100.0  #: of minillm@released
         citation="Gu et al. 2024 (arXiv:2306.08543), sec. 2.2 and Algorithm 1; released code "
         "minillm/losses.py",
         formula=(
-            "(1 - r) CE + r [ sum w_t KL(q_t, p_t) - sum min(w_t R_t, clip(w_t, 1 - eps, 1 + eps) R_t) ] "
-            "on text y "
-            "drawn token by token from m = a p + (1 - a) q; w_t = q(y_t) / sg(m(y_t)), in the first sum "
-            "sg(w_t); "
-            "R_t = sg of the mean over later tokens of log p(y) / q(y), 0 for the last (length normalisation)"
+            "(1 - r) CE + r [ sum w_t KL(q_t, p_t) - sum min(w_t R_t, clip(w_t, 1 - eps, 1 + eps) R_t) ] on "
+            "text y drawn token by token from m = a p + (1 - a) q; w_t = q(y_t) / sg(m(y_t)), in the first "
+            "sum sg(w_t); R_t = sg of the mean over later tokens of log p(y) / q(y), 0 for the last "
+            "(length normalisation)"
         ),
         needs=Needs(vocabulary="same", student_samples=StudentText(Fixed(), teacher_mix=0.2)),
         parameters={
             "rate": "r, default 0.5; the gold CE stands where the paper adds a language-model loss of "
-            "weight 1 on a "
-            "pre-training corpus",
+            "weight 1 on a pre-training corpus",
             "teacher_mix": "a, the teacher's share in each sampled token's distribution, default 0.2",
             "clip": "eps, default 0.2",
             "length_norm": "false takes the sum of the later log ratios instead of their mean; default true",
@@ -288,15 +276,15 @@ DISCOUNT, REWARD_SCALE, REWARD_CLIP = 0.95, 0.5, 100.0  #: of minillm@released
         masks=SAMPLED_LABELS,
         stop_gradients="teacher; the sampling, rewards, and the denominator of w_t",
         released=(
-            "text is sampled for every optimiser step and used once (16 or more texts, 4 PPO epochs). m "
-            "is taken "
+            "text is sampled for every optimiser step and used once (16 or more texts, 4 PPO epochs). m is "
+            "taken "
             "from the training pass, where dropout may differ from the sampling. " + COMMON_START
         ),
         variants={
             "released": (
                 "R_t = discounted sum of the rewards from t itself on (gamma 0.95, rewards over 0.5, "
-                "clipped at "
-                "100) / tokens left, then whitened over the micro-batch's tokens; the first sum has no w_t"
+                "clipped at 100) / tokens left, then whitened over the micro-batch's tokens; the first sum "
+                "has no w_t"
             )
         },
         exceptions={

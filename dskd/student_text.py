@@ -50,7 +50,7 @@ class Growing:
 class Adaptive:
     """DistiLLM's schedule: more student text whenever the validation loss rises, part of it replayed.
 
-    The threshold phi starts at 0 and grows by ``increment`` when a validation finds the loss
+    The threshold phi starts at ``initial`` and grows by ``increment`` when a validation finds the loss
     ``tolerance`` above the reference, which follows the loss down and is set to it after a rise. With
     probability phi a step distils on student text: fresh with probability phi (1 - progress), or while
     the replay buffer has room; else replayed.
@@ -60,6 +60,7 @@ class Adaptive:
     tolerance: float = 0.1  #: nats per token
     capacity: int = 1000  #: texts in the replay buffer
     validations: int = 20  #: over the whole training
+    initial: float = 0.0
 
     def source(self, threshold: float, progress: float, full: bool, draw: float) -> Source:
         """What a step distils on; ``draw`` is uniform in [0, 1), ``full`` tells of the replay buffer."""
@@ -76,7 +77,7 @@ class Adaptive:
     def mean(self, epochs: int) -> float:
         """At most: the threshold grows at every validation."""
         steps = range(1, self.validations + 1)
-        return sum(min(1.0, self.increment * n) for n in steps) / self.validations
+        return sum(min(1.0, self.initial + self.increment * n) for n in steps) / self.validations
 
 
 @dataclass(frozen=True)

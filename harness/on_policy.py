@@ -90,6 +90,7 @@ class OnPolicy:
         self.banned = torch.tensor(controls, dtype=torch.int64)
         self.reference = math.inf  #: validation loss that the adaptive schedule compares with
         schedule = self.asked.schedule
+        self.tally.threshold = schedule.initial if isinstance(schedule, Adaptive) else 0.0
         self.buffer: deque[Kept] = deque(maxlen=self._capacity(schedule))
 
     def _capacity(self, schedule: object) -> int:

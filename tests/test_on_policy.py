@@ -133,7 +133,7 @@ def weights(run: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-ADAPTIVE = "distillm:tolerance=0:increment=0.6:capacity=4:validations=9"
+ADAPTIVE = "distillm:initial=0.4:tolerance=0:increment=0.6:capacity=4:validations=9"
 
 
 # a stop leaves no trace
@@ -441,6 +441,7 @@ def test_the_buffer_keeps_the_latest_and_gives_without_repetition(folders: dict[
     student = harness_models.load(folders["student"], "student")
     author = writer(folders, student, ADAPTIVE, SETTINGS, "same")[0]
     assert author is not None and author.buffer.maxlen == 4
+    assert author.tally.threshold == 0.4
     author.tally.threshold, author.reference = 1.0, float("inf")
     first = author.texts(1, [0, 1, 2])
     assert first is not None and [k.row for k in author.buffer] == [0, 1, 2]
@@ -462,7 +463,7 @@ def test_validation_falls_on_even_steps_and_sees_held_out_text_only(
 ) -> None:
     student = harness_models.load(folders["student"], "student")
     author = writer(folders, student, "distillm:validations=3", SETTINGS, "same")[0]
-    assert author is not None and author.steps == 9
+    assert author is not None and author.steps == 9 and author.tally.threshold == 0
     seen: list[int] = []
     for step in range(9):
         monkeypatch.setattr(author, "_validation_loss", lambda step=step: float(seen.append(step) or step))
@@ -539,6 +540,7 @@ def test_needs_follow_the_options() -> None:
         ("minillm:teacher_mix=1", "teacher_mix lies"),
         ("minillm:temperature=2", "no option"),
         ("distillm:capacity=0", "capacity"),
+        ("distillm:initial=2", "initial is a share"),
         ("gkd/tv", "tvd"),
     ],
 )

@@ -1,16 +1,13 @@
 """The inside of evals/sandbox.py: a program that runs candidate programs, one at a time, each in a jail.
 
-It is started as a script with an empty environment and imports the standard library only. Requests come as
-JSON lines on stdin and verdicts leave as JSON lines on stdout; a candidate has neither of the two.
+It runs with an empty environment and imports the standard library only. Requests come as messages on stdin, a
+job and then its tests, and verdicts leave as JSON lines on stdout; a candidate has neither of the two.
 
-Processes, each the parent of the next: the *server* (this script), a *guard* for each candidate, in the pid
-namespace an *init*, and the *candidate*. When init ends, the kernel kills whatever the candidate left behind.
-
-The verdict is a secret in two halves. One is known to the candidate's wrapper; the other is drawn after
-the candidate was forked and puts into a pipe. Only when every test has run does the wrapper take it out and
-send both, combined, back. So leaving early, by whatever door, fails, and so does writing what was found into
-every open file. What this cannot stop is a program written against this very file, or one whose answers
-compare equal to everything: a candidate shares a process with its tests, as in HumanEval.
+Processes, each the parent of the next: the *server* (this program), a *guard* for each candidate, in the
+pid namespace an *init*, the *checker*, which runs the tests, and the *candidate* (evals/apart.py). When init
+ends, the kernel kills whatever the candidate left behind. The verdict is the checker's word on a pipe that
+the candidate never had; and the candidate can neither trace the checker nor read its memory, which is not
+dumpable. The tests come when the candidate has been forked: they are not in its own memory either.
 """
 
 from __future__ import annotations
@@ -19,16 +16,16 @@ import contextlib
 import ctypes
 import json
 import os
-import random
 import resource
 import select
 import shutil
 import signal
 import sys
 import time
-import types
 from collections.abc import Iterator
 from typing import Any, NoReturn
+
+from evals.apart import Tests, ending, judge, receive, send
 
 # Loaded once here, so that forked candidates have them at once.
 PRELOADED = (
@@ -68,11 +65,14 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
 )
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 SYS_MOUNT_SETATTR, AT_RECURSIVE = 442, 0x8000  # one number on every architecture since Linux 5.12
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 
 #: Candidates of a root server run as a user of their own from here on (systemd's range for such users).
 FIRST_UID, UIDS = 61184, 4000
+
+#: The checker's word for a program that passes; any other is ``!`` and a reason.
+PASSED = b"+"
 
 libc: Any = ctypes.CDLL(None, use_errno=True)
 
@@ -115,6 +115,8 @@ class Server:
         self.null = os.open(os.devnull, os.O_RDWR)
         if level == "namespaces":
             self.enter()
+        if sys.platform == "linux":
+            check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
 
     def enter(self) -> None:
         """New mount, network and IPC namespaces whose root holds Python's library, read-only, only."""
@@ -159,26 +161,32 @@ class Server:
         return paths
 
     def serve(self) -> None:
-        """Answer requests until stdin ends."""
-        for line in sys.stdin:
-            print(json.dumps(self.judge(json.loads(line))), flush=True)
+        """Answer requests until stdin ends, which is read to the byte: see ``judge``."""
+        while (job := receive(0)) is not None:
+            print(json.dumps(self.judge(json.loads(job))), flush=True)
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Run one candidate under a guard; the guard's pipe carries the verdict."""
+        """Run one candidate under a guard, then fetch its tests; the guard's pipe carries the verdict."""
         reader, writer = os.pipe()
+        tests = os.pipe()
         with self.folder() as folder:
             guard = os.fork()
             if guard == 0:
                 os.close(reader)
+                os.close(tests[1])
                 answer = {"passed": False, "reason": "the guard failed"}
                 try:
-                    answer = Guard(self, job, folder).run()
+                    answer = Guard(self, job, folder, tests[0]).run()
                 except BaseException as error:
                     answer["reason"] = f"the guard failed: {error!r}"
                 finally:
                     os.write(writer, json.dumps(answer).encode())
                     os._exit(0)
             os.close(writer)
+            os.close(tests[0])
+            with contextlib.suppress(BrokenPipeError):
+                send(tests[1], receive(0) or b"")
+            os.close(tests[1])
             with os.fdopen(reader, "rb") as pipe:
                 reply = pipe.read()
             os.waitpid(guard, 0)
@@ -207,8 +215,8 @@ class Server:
 class Guard:
     """Runs one candidate, waits no longer than allowed, and leaves nothing of it behind."""
 
-    def __init__(self, server: Server, job: dict[str, Any], folder: str) -> None:
-        self.server, self.job, self.folder = server, job, folder
+    def __init__(self, server: Server, job: dict[str, Any], folder: str, tests: int) -> None:
+        self.server, self.job, self.folder, self.tests = server, job, folder, tests
         self.limits = job["limits"]
 
     def run(self) -> dict[str, Any]:
@@ -222,26 +230,20 @@ class Guard:
             uid, gid = self.server.uid, self.server.uid if self.server.root else os.getgid()
             options = f"size={self.limits['file_bytes']},mode=700,uid={uid},gid={gid}"
             mount("tmpfs", self.folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
-        ask = os.pipe()  # half the secret, to the wrapper
-        tell = os.pipe()  # the secret or a reason, from the wrapper
-        half = os.urandom(32)
+        tell = os.pipe()  # the checker's word
         child = os.fork()
         if child == 0:
-            run = self.init if apart else self.candidate
-            run(ask[0], tell[1], half)
-        os.close(ask[0])
+            (self.init if apart else self.checker)(tell[1])
+        os.close(self.tests)
         os.close(tell[1])
-        nonce = os.urandom(32)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(ask[1], nonce)
         reply, status = self.listen(child, tell[0])
         self.sweep(child, status is None)
-        if reply == combined(half, nonce):
+        if reply == PASSED:
             return {"passed": True, "reason": ""}
         return {"passed": False, "reason": self.reason(reply, status)}
 
     def listen(self, child: int, pipe: int) -> tuple[bytes, int | None]:
-        """What the wrapper says, and the child's exit status if it ended first (None while it runs)."""
+        """What the checker says, and the child's exit status if it ended first (None while it runs)."""
         deadline = time.monotonic() + self.limits["wall_seconds"]
         while time.monotonic() < deadline:
             if select.select([pipe], [], [], 0.01)[0]:
@@ -273,28 +275,21 @@ class Guard:
 
     @staticmethod
     def reason(reply: bytes, status: int | None) -> str:
-        if reply[:1] == b"!":
-            return reply[1:].decode("utf-8", "replace")
         if reply:
-            return "a forged verdict"
-        if status is None:
-            return "out of time"
-        code = os.waitstatus_to_exitcode(status)
-        number = -code if code < 0 else code - 128
-        if number in (signal.SIGXCPU, signal.SIGKILL):
-            return "out of time"
-        return f"ended by signal {number}" if number > 0 else "left before the tests had run"
+            return reply[1:].decode("utf-8", "replace")
+        return "out of time" if status is None else ending(status)
 
-    def init(self, ask: int, tell: int, half: bytes) -> NoReturn:
-        """Process 1 of the namespace: reaps, and ends with the candidate, and the namespace with it."""
+    def init(self, tell: int) -> NoReturn:
+        """Process 1 of the namespace: reaps, and ends with the checker, and the namespace with it."""
         status = 255
         try:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             child = os.fork()
             if child == 0:
-                self.candidate(ask, tell, half)
-            # the wrapper's end of the pipe must be the candidate's alone
+                self.checker(tell)
+            # the checker's ends of the pipes must be its alone
             os.close(tell)
+            os.close(self.tests)
             while True:
                 done, status = os.wait()
                 if done == child:
@@ -304,21 +299,27 @@ class Guard:
         finally:
             os._exit(status & 255)
 
-    def candidate(self, ask: int, tell: int, half: bytes) -> NoReturn:
-        """Give up every right, then run the program and its tests."""
+    def checker(self, tell: int) -> NoReturn:
+        """Give up every right, then let the program be tested by evals/apart.py."""
         try:
             os.setsid()
-            self.confine(ask, tell)
-            judge(self.job["code"], self.job["tests"], ask, tell, half)
+            self.confine(tell)
+            reason = judge(self.job["code"], self.read_tests, (self.tests, tell))
+            os.write(tell, b"!" + reason.encode("utf-8", "replace")[:500] if reason else PASSED)
         finally:
             os._exit(1)
 
-    def confine(self, ask: int, tell: int) -> None:
-        """Limits, files, user and capabilities of the candidate."""
+    def read_tests(self) -> Tests:
+        """See evals/apart.py."""
+        given, tests, names = json.loads(receive(self.tests) or b"")
+        return given, tests, names
+
+    def confine(self, tell: int) -> None:
+        """Limits, files, user and capabilities of the checker, and so of the candidate."""
         for stream in (0, 1, 2):
             os.dup2(self.server.null, stream)
         for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(3, 256)):
-            if int(fd) not in (0, 1, 2, ask, tell):
+            if int(fd) not in (0, 1, 2, self.tests, tell):
                 with contextlib.suppress(OSError):
                     os.close(int(fd))
         os.chdir(self.folder)
@@ -359,34 +360,9 @@ def children() -> list[int]:
     return found
 
 
-def combined(half: bytes, other: bytes) -> bytes:
-    """The two halves of the secret in one."""
-    return bytes(a ^ b for a, b in zip(half, other, strict=True))
-
-
-def judge(code: str, tests: str, ask: int, tell: int, half: bytes) -> None:
-    """Run the candidate and then its tests in one module, and send the secret when nothing was raised.
-
-    The two are compiled apart: a text cannot swallow its tests in an open string or an ``if False:``.
-    """
-    # held here, since the candidate may replace what the names mean elsewhere
-    execute, read, write, describe, combine = exec, os.read, os.write, str, combined
-    module = types.ModuleType("candidate")
-    sys.modules["candidate"] = sys.modules["__main__"] = module
-    random.seed(0)
-    try:
-        checks = compile(tests, "<tests>", "exec", dont_inherit=True)
-        execute(compile(code, "<candidate>", "exec", dont_inherit=True), module.__dict__)
-        execute(checks, module.__dict__)
-    except BaseException as error:
-        write(tell, f"!{type(error).__name__}: {describe(error)[:200]}".encode("utf-8", "replace")[:500])
-    else:
-        write(tell, combine(half, read(ask, 32)))
-
-
 def main() -> None:
     """Set up, say so, serve."""
-    del sys.path[0]  # our own folder, put there because this is a script
+    del sys.path[0]  # this project's folder
     for name in PRELOADED:
         __import__(name)
     level, stage = sys.argv[1:]
@@ -397,7 +373,3 @@ def main() -> None:
         return
     print(json.dumps({"ready": True}), flush=True)
     server.serve()
-
-
-if __name__ == "__main__":
-    main()

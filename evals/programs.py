@@ -72,20 +72,22 @@ def humaneval_program(item: Item, text: str) -> Program:
     """The candidate for a HumanEval item with its ``check``."""
     prompt, name = str(item.extra["prompt"]), str(item.extra["entry_point"])
     header = re.compile(rf"^(async\s+)?def\s+{re.escape(name)}\s*\(", re.MULTILINE)
-    code = unfenced(text)
+    code, place = unfenced(text), header.search(prompt)
+    before = prompt[: place.start() if place else 0]  # imports and helpers, on which some tests rely
     if header.search(code):
-        place = header.search(prompt)
-        code = prompt[: place.start() if place else 0] + "\n" + whole_program(code)
+        code = before + "\n" + whole_program(code)
     else:
         code = prompt.rstrip(" ") + continuation(code)
-    return Program(code, f"{item.extra['test']}\n\ncheck({name})\n")
+    return Program(code, f"{item.extra['test']}\n\ncheck({name})\n", before, (name,))
 
 
 def mbpp_program(item: Item, text: str) -> Program:
     """The candidate for an MBPP item with its asserts."""
     code = whole_program(unfenced(text))
     # the set-up of the tests builds on the program (MBPP/367), not the other way round
-    return Program(code, "\n".join([item.extra["test_setup_code"], *item.extra["test_list"]]) + "\n")
+    tests = "\n".join([item.extra["test_setup_code"], *item.extra["test_list"]]) + "\n"
+    asked = re.findall(r"^def (\w+)", "\n".join(item.references), re.MULTILINE)  # MBPP/126 asks for a ``sum``
+    return Program(code, tests, names=tuple(asked))
 
 
 def run(

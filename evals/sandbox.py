@@ -25,6 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from evals.apart import send
+
 Level = Literal["namespaces", "rlimits", "none"]
 
 #: Programs run at this level or not at all, unless ``allow_unsafe``.
@@ -37,10 +39,12 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Program:
-    """A candidate and the tests that follow it in the same module; it passes when neither raises."""
+    """A candidate and its tests, which see what it defines (evals/apart.py); it passes if neither raises."""
 
     code: str
     tests: str
+    given: str = ""  #: code that the tests rely on and the candidate must not replace
+    names: tuple[str, ...] = ()  #: what the candidate is asked to define, where that is a built-in's name
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Limits:
     """What one candidate may use. CPU time decides on endless loops, so a busy machine changes no verdict."""
 
     cpu_seconds: int = 5
-    wall_seconds: float = 20.0
+    wall_seconds: float = 60.0
     memory_bytes: int = 1 << 30  #: address space of each process
     file_bytes: int = 16 << 20  #: each file, and in a namespace all files
     processes: int = 8
@@ -152,10 +156,10 @@ class _Worker:
         """One verdict; a jail that does not answer in time is killed, and the program has failed."""
         process = self.process or self._start()
         assert process.stdin is not None
-        job = json.dumps({"code": program.code, "tests": program.tests, "limits": asdict(limits)})
+        job = {"code": program.code, "limits": asdict(limits)}
         try:
-            process.stdin.write(job.encode() + b"\n")
-            process.stdin.flush()
+            for part in (job, (program.given, program.tests, program.names)):
+                send(process.stdin.fileno(), json.dumps(part).encode())
             reply = self._read(limits.wall_seconds + 30)
         except BrokenPipeError:
             reply = None
@@ -167,9 +171,10 @@ class _Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         self.stage = tempfile.mkdtemp(prefix="jail-")
         os.chmod(self.stage, 0o711)  # the candidate's own user passes through
-        jail = Path(__file__).with_name("jail.py")
+        root = str(Path(__file__).resolve().parent.parent)
+        start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from evals.jail import main; main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-B", str(jail), self.at, self.stage],
+            [sys.executable, "-S", "-s", "-B", "-c", start, root, self.at, self.stage],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -78,6 +78,157 @@ def test_a_forged_or_early_end_fails(level: Level, code: str) -> None:
     assert not judge(level, code).passed
 
 
+FORGERIES = {
+    "an answer that equals everything": "class A:\n    def __eq__(self, other): return True\ndef f(): return A()",
+    "a subclass that equals everything": "class A(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(): return A(2)",
+    "a metaclass that equals everything": "class M(type):\n    def __eq__(self, other): return True\nclass A(metaclass=M): pass\ndef f(): return A",
+    "no assertion errors": "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {'__new__': lambda *a: None})\ndef f(): return 2",
+    "another __eq__ through ctypes": "import ctypes\ndef f():\n    try: ctypes.pythonapi.Py_CompileString\n    except Exception: pass\n    return 2",
+    "frames above": "import sys, os\nframe = sys._getframe()\nwhile frame:\n    for value in list(frame.f_locals.values()):\n        if type(value) is int:\n            try: os.write(value, b'+')\n            except OSError: pass\n    frame = frame.f_back\ndef f(): return 2",
+    "the word itself, to every pipe": "import os\nfor fd in range(64):\n    try: os.write(fd, b'+')\n    except OSError: pass\ndef f(): return 2",
+    "a message as agreed, before it is asked": "import os, json, struct\nm = json.dumps(['gives', 1]).encode()\nfor fd in range(64):\n    try: os.write(fd, struct.pack('<I', len(m)) + m)\n    except OSError: pass\nos._exit(0)",
+    "a message of four gigabytes": "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\xff' * 4)\n    except OSError: pass\nos._exit(0)",
+    "a message nested too deep": "import os, struct\nm = b'[' * 200000\nfor fd in range(64):\n    try: os.write(fd, struct.pack('<I', len(m)) + m)\n    except OSError: pass\nos._exit(0)",
+    "tests left out": "import sys\nfor name in list(sys.modules): sys.modules[name] = None\ndef f(): return 2",
+    "an end by the parent's hand": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos._exit(0)",
+    "the group's end": "import os, signal\nos.killpg(0, signal.SIGKILL)",
+    "everybody's end": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\ndef f(): return 2",
+    "an error that tests may expect": "def f(): raise StopIteration",
+}
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_no_forgery_passes(level: Level, kind: str) -> None:
+    assert not judge(level, FORGERIES[kind]).passed
+    assert judge(level, "def f(): return 1").passed  # and the jail stands
+
+
+def test_what_tests_are_made_of_is_out_of_reach(level: Level) -> None:
+    """Built-ins, modules and helpers of the tests are the checker's own, whatever the program calls so."""
+    cheat = "def f(x): return 2\nabs = len = min = lambda *a: 0\nclass math:\n    isclose = lambda *a: True\ndef helper(x): return 2"
+    assert not judge(level, cheat, "assert abs(f(1) - 1) < 0.5").passed
+    assert not judge(level, cheat, "import math\nassert math.isclose(f(1), 1)").passed
+    program = Program(cheat, "assert f(1) == helper(1)", given="def helper(x): return x")
+    assert not sandbox._run([program], QUICK, 1, level)[0].passed
+    shadow = "def sum(a, b): return a + b"
+    assert not judge(level, shadow, "assert sum([1, 2]) == 4").passed
+    named = Program(shadow, "assert sum(1, 2) == 3", names=("sum",))
+    assert sandbox._run([named], QUICK, 1, level)[0].passed
+
+
+def test_a_program_cannot_read_its_tests(level: Level) -> None:
+    """Neither in its frames nor in its memory, of which it sees every page; nor in its parent's."""
+    code = """
+import gc, os, re, sys
+SECRET = "".join(["xyz", "zy"])
+def found():
+    frame, seen = sys._getframe(), []
+    while frame:
+        seen += [repr(value) for value in frame.f_locals.values()]
+        frame = frame.f_back
+    seen += [repr(o)[:10000] for o in gc.get_objects() if isinstance(o, (str, bytes, list, dict, tuple))]
+    return sum(text.count(SECRET + "17") for text in seen)
+def own_pages():
+    count, needle = 0, (SECRET + "17").encode()
+    try:
+        maps, memory = open("/proc/self/maps"), open("/proc/self/mem", "rb", 0)
+    except OSError:
+        return 0
+    for line in maps:
+        ends = re.match(r"(\\w+)-(\\w+) r", line)
+        if ends and "[v" not in line:
+            start, end = (int(x, 16) for x in ends.groups())
+            try:
+                memory.seek(start)
+                count += memory.read(end - start).count(needle)
+            except (OSError, ValueError, MemoryError, OverflowError):
+                pass
+    return count
+def f(): return found() + own_pages()
+"""
+    tests = "assert f() == 0, f()\nassert 'xyzzy17' != 'xyzzy18'"
+    code = code.replace("\\\\", "\\")
+    assert judge(level, code, tests) == Verdict(True)
+    assert not judge(level, code + "HELD = [SECRET + '17']", tests).passed  # what is there would be found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+def test_a_program_cannot_trace_its_checker(level: Level) -> None:
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def f():
+    parent, wins = os.getppid(), []
+    wins.append(libc.ptrace(16, parent, None, None) == 0)  # ATTACH
+    wins.append(libc.ptrace(16902, parent, None, None) == 0)  # SEIZE
+    buffer = ctypes.create_string_buffer(8)
+    here = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), 8)
+    there = (ctypes.c_size_t * 2)(id(os), 8)
+    for call in (libc.process_vm_readv, libc.process_vm_writev):
+        wins.append(call(parent, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) > 0)
+    for name in ("mem", "environ", "fd/1", "maps"):
+        try:
+            wins.append(bool(open(f"/proc/{parent}/{name}", "rb").read(8)))
+        except OSError:
+            wins.append(False)
+    return wins
+"""
+    assert judge(level, code, "assert not any(f()), f()") == Verdict(True)
+
+
+def test_values_pass_between_program_and_tests_as_they_are(level: Level) -> None:
+    code = """
+from collections import Counter, OrderedDict, namedtuple
+from decimal import Decimal
+from fractions import Fraction
+P = namedtuple("P", "a b")
+class Node:
+    def __init__(self, value): self.value, self.left = value, None
+def same(x): return x
+def depth(node): return 0 if node is None else 1 + depth(node.left)
+def made(): return [P(1, 2), Counter("aab"), OrderedDict(a=1), Decimal("1.10"), Fraction(1, 3)]
+def gen(): yield from (1, 2)
+def views(): return {1: 2}.keys(), {1: 2}.values(), {1: 2}.items()
+def lazy(): return map(str, [1, 2]), zip("ab", "cd"), iter([3])
+def raises(kind): raise kind("no")
+class Own(Exception): pass
+def raises_own(): raise Own("mine")
+def kinds(value, kind): return [x for x in value if isinstance(x, kind)]
+LIMIT = 7
+"""
+    tests = """
+from decimal import Decimal
+from fractions import Fraction
+values = [None, True, 0, -1, 2**53, -2**200, 1.5, -0.0, 1e308, 1j, "", "é\\u2028\\ud800", b"\\x00\\xff", bytearray(b"a"),
+          [], [[1], (2, [3])], (), {1}, frozenset({(1, 2)}), {}, {(1, 2): {"a": [None]}}, range(1, 9, 2)]
+for value in values:
+    back = same(value)
+    assert back == value and type(back) is type(value), (value, back)
+assert str(same(-0.0)) == "-0.0" and same(float("nan")) != same(float("nan")) and same(float("inf")) > 1e308
+assert made() == [(1, 2), {"a": 2, "b": 1}, {"a": 1}, Decimal("1.10"), Fraction(1, 3)]
+assert list(gen()) == [1, 2] and gen() != [1, 2]
+keys, values, items = views()
+assert keys == {1} and list(values) == [2] and list(items) == [(1, 2)] and keys != [1]
+assert [list(x) for x in lazy()] == [["1", "2"], [("a", "c"), ("b", "d")], [3]]
+root = Node(1)
+root.left = Node(2)
+assert (depth(root), root.left.value, same(root) is root, same(root) == Node(1)) == (2, 2, True, False)
+for kind in (ValueError, KeyError, ZeroDivisionError):
+    try:
+        raises(kind)
+    except kind:
+        continue
+    assert False, kind
+try:
+    raises_own()
+except Exception as error:
+    assert type(error).__name__ == "Own" and "mine" in str(error)
+assert kinds((1, "a", 2.5), str) == ["a"] and kinds((1, "a", 2.5), (int, float)) == [1, 2.5]
+assert LIMIT == 7 and same(len)("abc") == 3
+"""
+    assert judge(level, code, tests) == Verdict(True)
+
+
 def test_endless_loop(level: Level) -> None:
     start = time.monotonic()
     assert judge(level, "while True: pass") == Verdict(False, "out of time")

@@ -42,7 +42,7 @@ def results(
     folder = tmp_path_factory.mktemp("results")
     pair = ["--teacher", str(teacher_folder), "--student", str(student_folder)]
     what = ["--table", "math", "--methods", "kl", "--seeds", "1", "--keep-students"]
-    budget = ["--budget", "examples=12,epochs=20,batch=4,lr=3e-3,new_tokens=24"]
+    budget = ["--budget", "examples=12,epochs=6,batch=4,lr=3e-3,new_tokens=12"]
     done = call(*pair, *what, *budget, *options, "--results", str(folder))
     assert done.returncode == 0, done.stderr
     return folder
@@ -74,8 +74,8 @@ def test_a_kept_student_carries_its_record_and_loads(results: Path) -> None:
     assert generation.suppress_tokens is None
     settings = yaml.safe_load((folder / "lm_eval.yaml").read_text())
     assert settings["tasks"] == ["dskd_gsm8k"]
-    assert settings["gen_kwargs"] == {"max_gen_toks": 24}
-    assert settings["model_args"]["max_length"] == 128 + 24  # half of the model's window, and the answer
+    assert settings["gen_kwargs"] == {"max_gen_toks": 12}
+    assert settings["model_args"]["max_length"] == 128 + 12  # half of the model's window, and the answer
     card = (folder / "README.md").read_text()
     score = record["scores"]["gsm8k"]["seeds"]["10"]["all"]["strict-match"]
     assert f"| GSM8K | strict-match | {score:.2f} | 12 |" in card

@@ -42,7 +42,7 @@ def results(
     folder = tmp_path_factory.mktemp("results")
     pair = ["--teacher", str(teacher_folder), "--student", str(student_folder)]
     what = ["--table", "math", "--methods", "kl", "--seeds", "1", "--keep-students"]
-    budget = ["--budget", "examples=12,epochs=20,batch=4,lr=3e-3,new_tokens=24"]
+    budget = ["--budget", "examples=12,epochs=6,batch=4,lr=3e-3,new_tokens=12"]
     done = call(*pair, *what, *budget, *options, "--results", str(folder))
     assert done.returncode == 0, done.stderr
     return folder
@@ -74,8 +74,8 @@ def test_a_kept_student_carries_its_record_and_loads(results: Path) -> None:
     assert generation.suppress_tokens is None
     settings = yaml.safe_load((folder / "lm_eval.yaml").read_text())
     assert settings["tasks"] == ["dskd_gsm8k"]
-    assert settings["gen_kwargs"] == {"max_gen_toks": 24}
-    assert settings["model_args"]["max_length"] == 128 + 24  # half of the model's window, and the answer
+    assert settings["gen_kwargs"] == {"max_gen_toks": 12}
+    assert settings["model_args"]["max_length"] == 128 + 12  # half of the model's window, and the answer
     card = (folder / "README.md").read_text()
     score = record["scores"]["gsm8k"]["seeds"]["10"]["all"]["strict-match"]
     assert f"| GSM8K | strict-match | {score:.2f} | 12 |" in card
@@ -150,3 +150,54 @@ def test_what_cannot_be_saved_is_said_before_any_work(
         assert "not as they were: file gsm8k/test, file gsm8k/train" in said("--save-student", cell, *moved)
     finally:
         kept.with_name("aside").rename(kept)
+
+
+@pytest.mark.slow
+def test_llama_cpp_converts_a_saved_model(tmp_path: Path) -> None:
+    """There and back; the converter is in no package of its own, so LLAMA_CPP names a checkout."""
+    from safetensors.torch import load_file
+
+    from harness import run, sources
+
+    converter = Path(os.environ.get("LLAMA_CPP", "nowhere")) / "convert_hf_to_gguf.py"
+    found = sources.resolve("small:smollm2-10l", run.default_cache())
+    if not converter.is_file() or found.path is None:
+        pytest.skip("needs LLAMA_CPP, a checkout of llama.cpp, and --fetch small:smollm2-10l")
+    file = tmp_path / "model.gguf"
+    command = [sys.executable, str(converter), str(found.path), "--outfile", str(file), "--outtype", "bf16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert cli.main(["--fetch", str(file), "--cache", str(tmp_path)]) == 0
+    back = sources.resolve(str(file), tmp_path)
+    assert back.path is not None
+    before, after = (load_file(folder / "model.safetensors") for folder in (found.path, back.path))
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["tiny/code-same", "tiny/maths-same"])
+def test_a_committed_record_its_student_and_stock_lm_eval_agree(pair: str, tmp_path: Path) -> None:
+    """Minutes, where the tiny models are still to be built."""
+    from test_lm_tasks import lm_eval
+
+    committed = Store(ROOT / "results")
+    specs = {(r["spec"]["pair"], r["spec"]["method"], r["spec"]["seed"]): r for r in committed.all("tiny")}
+    record = specs[pair, "sft", 1]
+    output = tmp_path / "student"
+    (tmp_path / "results").mkdir()
+    for part in ("records", "generations"):
+        shutil.copytree(ROOT / "results" / part / "tiny", tmp_path / "results" / part / "tiny")
+    where = ["--output", str(output), "--results", str(tmp_path / "results")]
+    done = call("--save-student", record["cell"], *where)
+    assert done.returncode == 0, done.stderr
+    results, answers = lm_eval(output)
+    for name, scores in record["scores"].items():
+        (told,) = scores["seeds"].values()
+        rows = committed.read_generations(told["generations"])
+        assert answers[f"dskd_{name}"] == [row["text"] for row in rows]
+        theirs = results[f"dskd_{name}"]
+        for metric, value in told["all"].items():
+            key = "pass@1,run" if metric == "pass@1" else f"exact_match,{metric}"
+            assert theirs[key] == pytest.approx(value / 100)
+            assert 0 < value < 100

@@ -376,7 +376,7 @@ def test_check_then_accept_then_check(copied: Path, capsys: pytest.CaptureFixtur
     assert "--reason" in err
     code, out, _ = run(capsys, "--accept", "--reason", "a test", *results)
     assert code == 0
-    assert "gone rows tiny/bpe-cross" in out
+    assert "  gone claims 1/dskd-beats-vanilla" in out
     from harness import rendering
 
     for judged in rendering.from_records(copied):

@@ -56,14 +56,14 @@ class ModelFacts:
         return self.parameters * self.stored
 
 
-def _pair(name: str, models: str, table: Literal["table1", "table2", "check"], *, same: bool) -> PairSpec:
+def _pair(name: str, models: str, table: Literal["table1", "table2"], *, same: bool) -> PairSpec:
     """``models`` is "teacher -> student"; the name begins with the scale."""
     teacher, student = models.split(f" {ARROW} ")
-    side = "same" if same else "cross"
-    recipe: Recipe = "check" if table == "check" else f"{table}-{side}"  # type: ignore[assignment]
+    recipe: Recipe = f"{table}-{'same' if same else 'cross'}"  # type: ignore[assignment]
     return PairSpec(name, name.partition("/")[0], teacher, student, same, recipe)
 
 
+_CHECKED = "tiny:check-student-bpe"
 _GPT2, _TINYLLAMA = "openai-community/gpt2", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
 _QWEN25, _LLAMA32 = "Qwen/Qwen2.5-1.5B", "meta-llama/Llama-3.2-1B"
 _MATHS, _CODE = "Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Coder-7B"
@@ -79,8 +79,8 @@ _ALL = (
     _pair("tiny/maths-cross", "tiny:teacher-bpe-maths -> tiny:student-sp", "table1", same=False),
     _pair("tiny/code-same", "tiny:teacher-bpe-code -> tiny:student-bpe", "table1", same=True),
     _pair("tiny/code-cross", "tiny:teacher-bpe-code -> tiny:student-sp", "table1", same=False),
-    _pair("tiny/check-same", "tiny:check-teacher-bpe -> tiny:check-student-bpe", "check", same=True),
-    _pair("tiny/check-cross", "tiny:check-teacher-sp -> tiny:check-student-bpe", "check", same=False),
+    PairSpec("tiny/check-same", "tiny", "tiny:check-teacher-bpe", _CHECKED, True, "check"),
+    PairSpec("tiny/check-cross", "tiny", "tiny:check-teacher-sp", _CHECKED, False, "check"),
     _pair("small/smollm2-same", "small:smollm2-135m -> small:smollm2-10l", "table1", same=True),
     _pair("small/smollm2-stories", "small:smollm2-135m -> small:stories15m", "table1", same=False),
     _pair("small/tinyllama-stories", "small:tinyllama-1.1b -> small:stories15m", "table2", same=True),

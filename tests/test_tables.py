@@ -25,8 +25,8 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 def test_the_tables_are_these() -> None:
     assert tables.ids() == (
-        "1", "2", "3", "check", "code", "first-small", "kq", "math", "on-policy", "retention",
-    )  # fmt: skip
+        *("1", "2", "3", "check", "code", "first-small", "kq", "math", "on-policy", "retention"),
+    )
 
 
 @pytest.mark.parametrize("name", tables.ids())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from dskd.batch import Batch, Loss, Pair, Pairs, View
 from dskd.lazy import torch
 from dskd.method import Entry, Method, MethodError, Needs, Options, Spec, register
+from dskd.sorting import descending
 from dskd.terms import (
     COMMON,
     DIVERGENCE_PARAMETERS,
@@ -221,7 +222,8 @@ class MergedDistance:
                 value += self.share * mixed
                 u[:, self.known[0]] = self.share * slope
             if self.share < 1:
-                (mine, order), other = _sorted(log_q, self.rest[0]), _sorted(log_p, self.rest[1])[0]
+                mine, order = log_q[:, self.rest[0]].exp().sort(-1, descending=True)
+                other = descending(log_p[:, self.rest[1]].exp())
                 size = mine.shape[-1]
                 gap = torch.sub(*_padded(mine, other))
                 value += (1 - self.share) * gap.abs().sum(-1)
@@ -246,11 +248,6 @@ def _merged(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities q (n, V) and log(a q), a the exponential of the last logit."""
     log_q = logits[:, :-1].log_softmax(-1)
     return log_q.exp(), log_q + logits[:, -1:]
-
-
-def _sorted(logs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    values, order = logs[:, ids].exp().sort(-1, descending=True)
-    return values, order
 
 
 def _padded(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from dskd import divergences
 from dskd.batch import Batch, Loss, Pair, View
 from dskd.lazy import torch
 from dskd.method import Entry, Method, MethodError, Needs, Options, register
+from dskd.sorting import descending
 from dskd.terms import COMMON, Sum, constant, divergence_factor, teacher_view
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class SortedDistance:
         """Values (n,), their gradient in the student's logits q (g - sum q g), g = sign(q_(k) - p_(k))."""
         with torch.no_grad():
             q, order = student_logits.softmax(-1).sort(-1, descending=True)
-            p = teacher_logits.softmax(-1).sort(-1, descending=True).values
+            p = descending(teacher_logits.softmax(-1))
             common = min(q.shape[-1], p.shape[-1])
             gap = q.clone()
             gap[:, :common] -= p[:, :common]

@@ -109,7 +109,7 @@ class CrossModelAttentionKD(DualSpace):
         each = o.rate / batch.normaliser
         if o.space != "teacher":
             weights = constant(len(projected), each, student.hidden)
-            best = self.projected_ce(out, projected, student.head, student.labels, weights)
+            best = self.projected_ce(out, projected, student.head, student.labels, weights).argmax
             kept = (best == student.labels).nonzero().squeeze(-1)
             self.student_space(
                 out, batch, projected[kept], student.head, weights=weights[kept], positions=kept

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dskd.divergences import Divergence
+    from dskd.heads import CrossEntropy
 
 SPACE = "both (default), student (gold CE, CE_t2s, student-space KD) or teacher (gold CE, teacher-space KD)"
 OWN_MEAN = (
@@ -90,13 +91,13 @@ class DualSpace(DivergenceMethod):
 
     def projected_ce(
         self, out: Sum, projected: Tensor, head: Tensor, labels: Tensor, weights: Tensor
-    ) -> Tensor:
-        """CE of the projected teacher, which trains its projector only; returns its argmax (P,)."""
+    ) -> CrossEntropy:
+        """CE of the projected teacher (P rows), which trains its projector only."""
         from dskd import heads
 
         made = heads.cross_entropy(projected, head.detach(), labels, weights, head_grad=False)
         out.add(made.loss, ce_t2s=made.loss)
-        return made.argmax
+        return made
 
     def gold_only(self, out: Sum, batch: Batch) -> None:
         """The gold CE where no student-space pass computes it along."""
@@ -168,26 +169,35 @@ def _teacher_side(pair: Pair) -> Any:
 
 
 @dataclass(frozen=True)
-class IdealOptions(DualSpaceOptions, OnPolicyOptions):
-    """Options of dskd-v2 and dskd-eta."""
+class TiedOptions(DualSpaceOptions, OnPolicyOptions):
+    """Options of a method whose projectors are tied to the heads."""
 
     projector_lr: float = 5e-4
     init: Literal["ideal", "random"] = "ideal"
+
+
+@dataclass(frozen=True)
+class IdealOptions(TiedOptions):
+    """Options of dskd-v2 and dskd-eta."""
+
     t2s_agreement: float = 1.0
 
 
-IDEAL_PARAMETERS = {
+TIED_PARAMETERS = {
     **COMMON,
     **DIVERGENCE_PARAMETERS,
     "space": SPACE,
     "projector_lr": "of P_t2s, default 5e-4",
     "init": "of P_t2s: ideal (default), W_t pinv(W_s), or random, torch's default; P_s2t is computed "
     "either way",
+    **ON_POLICY,
+}
+IDEAL_PARAMETERS = {
+    **TIED_PARAMETERS,
     "t2s_agreement": (
         "where the share of agreeing argmaxes is above this, the student-space KD takes all positions; "
         "default 1.0 = only the agreeing ones, always"
     ),
-    **ON_POLICY,
 }
 
 ON_POLICY_RELEASED = (
@@ -227,12 +237,10 @@ class IdealDualSpace(DualSpace):
         return IdealProjectors(pair, random=random, frozen=frozen)
 
     def three_terms(self, batch: Batch, parts: Any, rows: Rows) -> Loss:
-        """A term's weight is r (N / normaliser) shared evenly among its rows; N: the micro-batch's tokens."""
         student, teacher, space = batch.student, teacher_view(batch), self.options.space
-        budget = self.options.rate * len(student.labels) / batch.normaliser
         s_hidden = student.hidden if rows.student is None else student.hidden[rows.student]
         t_hidden = (teacher.hidden if rows.teacher is None else teacher.hidden[rows.teacher]).detach()
-        each = constant(len(t_hidden), budget / max(1, len(t_hidden)), student.hidden)
+        each = constant(len(t_hidden), self.weight(batch, len(t_hidden)), student.hidden)
         out, predictions = Sum(), rows.predictions
         if space != "student":
             carried = parts.to_teacher(s_hidden, student.head)
@@ -243,15 +251,23 @@ class IdealDualSpace(DualSpace):
             return out.loss()
         predictions = _argmax(t_hidden, teacher.head) if predictions is None else predictions
         projected, head = parts.t2s(t_hidden), parts.student_head(student.head)
-        best = self.projected_ce(out, projected, head, predictions, each)
-        kept = self._kept(best == predictions)
+        ce = self.projected_ce(out, projected, head, predictions, each)
+        kept = self.kept(ce, predictions, s_hidden.detach(), student.head.detach())
         where = kept if rows.student is None else rows.student[kept]
-        weights = constant(len(kept), budget / max(1, len(kept)), student.hidden)
+        weights = constant(len(kept), self.weight(batch, len(kept)), student.hidden)
         self.student_space(out, batch, projected[kept], head, weights=weights, positions=where)
         return out.loss()
 
-    def _kept(self, agree: Tensor) -> Tensor:
-        """Rows of the student-space KD (K,): where the projection kept the teacher's argmax."""
+    def weight(self, batch: Batch, rows: int) -> float:
+        """Of each of a term's rows: r N / normaliser, shared evenly; N: the micro-batch's tokens."""
+        return float(self.options.rate) * len(batch.student.labels) / batch.normaliser / max(1, rows)
+
+    def kept(self, projected: CrossEntropy, predictions: Tensor, hidden: Tensor, head: Tensor) -> Tensor:
+        """Rows of the student-space KD (K,): where the projection kept the teacher's argmax.
+
+        Args: the projected teacher's CE on ``predictions`` (P,); the student's ``hidden`` (P, d), ``head``.
+        """
+        agree = projected.argmax == predictions
         if self.options.t2s_agreement < 1 and float(agree.double().mean()) > self.options.t2s_agreement:
             agree = torch.ones_like(agree)
         return agree.nonzero().squeeze(-1)

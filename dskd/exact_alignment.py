@@ -64,7 +64,7 @@ class ExactTokenAlignment(IdealDualSpace):
 
         teacher = teacher_view(batch)
         if batch.pairs is None:
-            raise ValueError("dskd-eta needs aligned positions, and the batch has none")
+            raise ValueError(f"{self.entry.name} needs aligned positions, and the batch has none")
         i, j = batch.pairs.student, batch.pairs.teacher
         predictions = heads.argmax(teacher.hidden[j].detach(), teacher.head)
         if parts.translation is not None:

@@ -21,6 +21,7 @@ BUILT_IN = (
     "dskd.cross_model_attention",
     "dskd.key_query_matching",
     "dskd.exact_alignment",
+    "dskd.gated",
 )
 
 

@@ -90,27 +90,29 @@ def _dual_v2(x: Any, c: Any) -> Terms:
     return _three_terms(x, c, rows, rows, wanted, c.W.T @ np.linalg.pinv(c.Wt.T))
 
 
-def _three_terms(x: Any, c: Any, i: np.ndarray, j: np.ndarray, wanted: np.ndarray, s2t: np.ndarray) -> Terms:
-    """DSKD v2 on rows (i, j); a single micro-batch, so every mean is the paper's."""
+def _three_terms(
+    x: Any, c: Any, i: np.ndarray, j: np.ndarray, wanted: np.ndarray, s2t: np.ndarray, *, gated: bool = False
+) -> Terms:
+    """DSKD v2 on rows (i, j); a single micro-batch, so every mean is the paper's. Gated: sums over tokens."""
     z = x.h @ x.W.T
     logits = {k: c.ht[j] @ v.parts["t2s.weight"].T @ c.W.T for k, v in (("x", x), ("c", c))}
-    kept = logits["c"].argmax(-1) == wanted
+    kept = agree = logits["c"].argmax(-1) == wanted
+    if gated:
+        kept = agree & (nll(logits["c"], wanted) < nll((c.h @ c.W.T)[i], wanted))
     student = kl(logits["c"][kept] / c.T, z[i[kept]] / c.T)
     teacher = kl(c.ht[j] @ c.Wt.T / c.T, x.h[i] @ s2t @ c.Wt.T / c.T)
     assert 0 < kept.sum() < len(kept), "a world in which the mask shows"
-    return {
-        "ce": gold_ce(x, c),
-        "kd_student": c.r * student.mean(),
-        "ce_t2s": c.r * nll(logits["x"], wanted).mean(),
-        "kd_teacher": c.r * teacher.mean(),
-    }
+    rows = [c.N] * 3 if gated else [kept.sum(), len(i), len(i)]
+    terms = student.sum(), nll(logits["x"], wanted).sum(), teacher.sum()
+    student, projected, teacher = (c.r * term / count for term, count in zip(terms, rows, strict=True))
+    return {"ce": gold_ce(x, c), "kd_student": student, "ce_t2s": projected, "kd_teacher": teacher}
 
 
 def _words(known: Vocabulary) -> dict[bytes, int]:
     return {word: i for i, word in enumerate(known.surfaces) if i not in known.special}
 
 
-def _dual_eta(x: Any, c: Any) -> Terms:
+def _dual_eta(x: Any, c: Any, *, gated: bool = False) -> Terms:
     ours, theirs = _words(c.student_words), _words(c.teacher_words)
     common = sorted(set(ours) & set(theirs))
     a = [ours[w] for w in common] + [c.student_words.eos]
@@ -123,7 +125,11 @@ def _dual_eta(x: Any, c: Any) -> Terms:
     known = [(i, j, to_student[best[j]]) for i, j in pairs if best[j] in to_student]
     assert len(known) < len(pairs) < len(c.labels)
     i, j, wanted = np.array(known).T
-    return _three_terms(x, c, i, j, wanted, s2t)
+    return _three_terms(x, c, i, j, wanted, s2t, gated=gated)
+
+
+def _gated(x: Any, c: Any) -> Terms:
+    return _dual_eta(x, c, gated=True)
 
 
 def _examples(c: Any) -> Iterator[tuple[slice, slice]]:
@@ -517,6 +523,7 @@ GOLDENS: dict[str, Golden] = {
     "dskd-v1": _dual_v1,
     "dskd-v2": _dual_v2,
     "dskd-eta": _dual_eta,
+    "dskd-gated": _gated,
     "dskd-cma": _cma,
     "dskd-cma-ga:kq_width=7": _ga,
     "dskd-cma-ga@released:kq_width=7": _ga_released,

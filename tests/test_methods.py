@@ -148,6 +148,32 @@ def test_agreement_threshold_opens_the_mask() -> None:
     assert opened == pytest.approx(0.5 * float(each.mean()))
 
 
+@pytest.mark.parametrize("seed", [38, 113])
+def test_the_gate_closes_where_the_student_knows_more(seed: int) -> None:
+    """Worlds with rows where the argmaxes agree and the student is the surer of the two."""
+    gated, agreeing = create("dskd-gated"), create("dskd-gated:gate=agrees")
+    compare(*find("dskd-gated"), seed=seed)
+    here = world(gated, seed)
+    parts, batch = build(gated, here.pair), here.batch()
+    shut, open_ = (float(m.loss(batch, parts).terms["kd_student"]) for m in (gated, agreeing))
+    assert 0 < shut < open_
+
+
+def test_without_a_gate_and_over_one_vocabulary_only_the_mean_differs() -> None:
+    """dskd-v2 divides the student-space KD by the kept rows, dskd-gated by all tokens."""
+    gated, v2 = create("dskd-gated:gate=agrees"), create("dskd-v2")
+    here = world(gated, same=True)
+    parts, batch = build(gated, here.pair), here.batch()
+    a, b = (method.loss(batch, parts).terms for method in (gated, v2))
+    t, s = batch.teacher, batch.student
+    kept = (t.hidden @ parts.t2s.weight.T @ s.head.T).argmax(-1) == (t.hidden @ t.head.T).argmax(-1)
+    share = float(kept.double().mean())
+    assert 0 < share < 1
+    assert float(a["kd_student"]) == pytest.approx(share * float(b["kd_student"]))
+    for name in ("ce", "ce_t2s", "kd_teacher"):
+        torch.testing.assert_close(a[name], b[name])
+
+
 def test_own_means_are_weighted_by_the_micro_batch() -> None:
     """Two micro-batches: each mean counts by its share of the global batch's tokens."""
     method = create("dskd-v2:space=student:rate=1")

@@ -25,7 +25,7 @@ def edited(tmp_path: Path, source: Path, change: Any) -> Path:
 
 def test_the_tables_are_these() -> None:
     assert tables.ids() == (
-        *("1", "2", "3", "check", "code", "first-small", "kq", "math", "on-policy", "retention"),
+        *("1", "2", "3", "check", "code", "field", "first-small", "kq", "math", "on-policy", "retention"),
     )
 
 

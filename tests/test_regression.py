@@ -376,7 +376,7 @@ def test_check_then_accept_then_check(copied: Path, capsys: pytest.CaptureFixtur
     assert "--reason" in err
     code, out, _ = run(capsys, "--accept", "--reason", "a test", *results)
     assert code == 0
-    assert "gone claims kq/" in out  # and rows, beyond the lines shown
+    assert "gone claims field/" in out  # and rows, beyond the lines shown
     from harness import rendering
 
     for judged in rendering.from_records(copied):

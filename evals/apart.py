@@ -68,6 +68,15 @@ def _exactly(pipe: int, count: int) -> bytes | None:
 Pack = Callable[[Any], Any]
 
 _SIMPLE: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+#: Built-ins that mean the same on both sides. The others, say ``exec``, act where the program is.
+_BUILTINS: dict[str, Any] = {
+    name: value
+    for name, value in vars(builtins).items()
+    if (isinstance(value, type) and not name.startswith("_"))
+    or name in ("abs", "all", "any", "bin", "callable", "chr", "divmod", "hash", "hex", "len", "max", "min")
+    or name in ("oct", "ord", "pow", "repr", "round", "sorted", "sum")
+}
+_NAMES = {id(value): name for name, value in _BUILTINS.items()}
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 
 
@@ -97,9 +106,8 @@ def pack(value: Any, other: Pack) -> Any:
         return [("Decimal" if isinstance(value, Decimal) else "Fraction"), str(value)]
     if type(value) in _VIEWS:
         return [_VIEWS[type(value)], [pack(item, other) for item in value]]
-    called = getattr(value, "__name__", None)
-    if isinstance(called, str) and getattr(builtins, called, None) is value:  # int, len and the like
-        return ["builtin", called]
+    if id(value) in _NAMES:
+        return ["builtin", _NAMES[id(value)]]
     if hasattr(type(value), "__next__"):
         return ["iterator", [pack(item, other) for item in _limited(value)]]
     return other(value)
@@ -142,7 +150,7 @@ _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
     "bytearray": bytearray.fromhex,
     "Decimal": Decimal,
     "Fraction": Fraction,
-    "builtin": lambda name: getattr(builtins, name),
+    "builtin": _BUILTINS.__getitem__,
 }
 
 
@@ -251,6 +259,7 @@ class Apart:
         os.close(theirs)
         os.close(ours)
         self.remotes: dict[int, Remote] = {}
+        self.lost = ""  #: why it is gone, for tests that catch whatever is raised
 
     def started(self) -> None:
         """Wait until its module has run; raises what it raised."""
@@ -270,26 +279,31 @@ class Apart:
         try:
             send(self.requests, json.dumps(request).encode())
         except BrokenPipeError:
-            raise Gone(self.ending()) from None
+            raise self.gone(self.ending()) from None
         return self.hear()
 
     def hear(self) -> Any:
         while not select.select([self.answers], [], [], 0.02)[0]:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended and not select.select([self.answers], [], [], 0)[0]:
-                raise Gone(ending(status))  # though a child of its may still hold the pipe
+                raise self.gone(ending(status))  # though a child of its may still hold the pipe
         message = receive(self.answers)
         if message is None:
-            raise Gone(self.ending())
+            raise self.gone(self.ending())
         try:
             word, content = json.loads(message)
             if word == "gives":
                 return unpack(content, self.find)
             name, text = content
             error = _exception(str(name), str(text))
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ArithmeticError):
-            raise Gone("the program does not answer as agreed") from None
+        except Exception:  # whatever a made-up message leads to
+            raise self.gone("the program does not answer as agreed") from None
         raise error
+
+    def gone(self, reason: str) -> Gone:
+        """The error to raise; no test can pass from here on."""
+        self.lost = reason
+        return Gone(reason)
 
     def ending(self) -> str:
         """How it ended, for the reason."""
@@ -324,7 +338,9 @@ def ending(status: int) -> str:
 
 def _exception(name: str, text: str) -> BaseException:
     """An exception like the program's: the built-in one, or one of its name."""
-    kind = getattr(builtins, name, None)
+    if name in ("StopIteration", "StopAsyncIteration"):  # would end a loop over answers without a word
+        return RuntimeError(f"{name}: {text}")
+    kind = _BUILTINS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, BaseException)):
         kind = type(name if name.isidentifier() else "Exception", (Exception,), {})
     try:
@@ -359,7 +375,7 @@ def judge(code: str, tests: Callable[[], Tests], private: tuple[int, ...]) -> st
         return str(gone)
     except BaseException as error:
         return f"{type(error).__name__}: {_text(error)[:200]}"
-    return ""
+    return program.lost
 
 
 def _names(code: types.CodeType) -> list[str]:

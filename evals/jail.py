@@ -71,6 +71,9 @@ SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 #: Candidates of a root server run as a user of their own from here on (systemd's range for such users).
 FIRST_UID, UIDS = 61184, 4000
 
+#: Files and folders of a candidate in a namespace: each takes memory of the kernel's.
+MAX_FILES = 1024
+
 #: The checker's word for a program that passes; any other is ``!`` and a reason.
 PASSED = b"+"
 
@@ -228,7 +231,7 @@ class Guard:
         if apart:
             check(libc.unshare(NEWNS | NEWPID | NEWIPC), "unshare")
             uid, gid = self.server.uid, self.server.uid if self.server.root else os.getgid()
-            options = f"size={self.limits['file_bytes']},mode=700,uid={uid},gid={gid}"
+            options = f"size={self.limits['file_bytes']},nr_inodes={MAX_FILES},mode=700,uid={uid},gid={gid}"
             mount("tmpfs", self.folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
         tell = os.pipe()  # the checker's word
         child = os.fork()

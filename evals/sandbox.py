@@ -174,7 +174,8 @@ class _Worker:
         root = str(Path(__file__).resolve().parent.parent)
         start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from evals.jail import main; main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-B", "-c", start, root, self.at, self.stage],
+            # -P: what a candidate leaves in its folder is no module of the checker's
+            [sys.executable, "-P", "-S", "-s", "-B", "-c", start, root, self.at, self.stage],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

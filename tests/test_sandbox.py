@@ -94,13 +94,127 @@ FORGERIES = {
     "the group's end": "import os, signal\nos.killpg(0, signal.SIGKILL)",
     "everybody's end": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\ndef f(): return 2",
     "an error that tests may expect": "def f(): raise StopIteration",
+    "a program that unpickling would run": "class A:\n    def __reduce__(self): return int, (1,)\ndef f(): return A()",
+    "a hundred megabytes of an answer": "def f(): return 'x' * (100 << 20)",
+    "a built-in that ends the tests": "f = exit",
+    "a stopped checker": "import os, signal\ndef f(): os.kill(os.getppid(), signal.SIGSTOP)",
+    "an interrupted checker": "import os, signal\ndef f():\n    os.kill(os.getppid(), signal.SIGINT)\n    return 2",
 }
+
+#: Leaves modules for its checker to import, which would say that all is well.
+PLANTED = r"""
+evil = "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'+')\n    except OSError: pass\nos._exit(0)"
+for name in ("colorsys", "traceback", "_pydecimal", "sitecustomize"):
+    open(name + ".py", "w").write(evil)
+import colorsys
+def f(): return 2
+"""
+
+#: Tests that are careless, and programs that would make use of it.
+CARELESS = {
+    "every error is caught": (
+        "import os\ndef f(x): os._exit(0)",
+        "try:\n    f(1)\n    assert False\nexcept:\n    pass",
+    ),
+    "an error ends the loop": ("def f(x): raise StopIteration", "assert all(map(f, [1, 2]))"),
+    "an error ends the iterator": ("def f(): raise StopIteration", "assert not list(iter(f, 3))"),
+    "modules are imported": (PLANTED, "import colorsys, traceback, _pydecimal\nassert f() == 1"),
+    "a module of the program's is used": (PLANTED, "assert colorsys.hls_to_rgb(0, 1, 0) and f() == 1"),
+    "a built-in runs what it is given": ("f = exec", "x = 1\nf('x = 2')\nassert x == 2"),
+    "a built-in sees the tests": ("f = globals", "SECRET = 1\nassert 'SECRET' in f()"),
+}
+
+#: What a program may put on the wire in place of an answer. None of it is more than data.
+MESSAGES = (
+    '["gives", ["builtin", "exec"]]',
+    '["gives", ["builtin", "__import__"]]',
+    '["gives", ["builtin", "NotImplemented"]]',
+    '["gives", ["no such kind", 1]]',
+    '["gives", ["object", -1]]',
+    '["gives", ["object", "x"]]',
+    '["gives", ["module", 0]]',
+    '["gives", ["set", [["list", []]]]]',
+    '["gives", ["dict", [[["dict", []], 1]]]]',
+    '["gives", ["range", [1, 2, 0]]]',
+    '["gives", ["Fraction", "1e99999999"]]',
+    '["gives", ["Decimal", "x"]]',
+    '["gives", ["int", "f"]]',
+    '["gives", ["iterator", [1]]]',
+    '["gives", NaN]',
+    '["gives", {"float": 1, "x": 2}]',
+    '["gives", [["list"], 1]]',
+    '["gives"]',
+    '["else", 1, 2]',
+    '["raises", ["SystemExit", "0"]]',
+    '["raises", ["GeneratorExit", ""]]',
+    '["raises", ["Gone", ""]]',
+    '["raises", ["BaseExceptionGroup", ""]]',
+    '["raises", ["__loader__", ""]]',
+    '["raises", [1, 2]]',
+    '["raises", []]',
+    "[" * 100_000,
+    "1",
+    "{}",
+    "",
+)
 
 
 @pytest.mark.parametrize("kind", FORGERIES)
 def test_no_forgery_passes(level: Level, kind: str) -> None:
     assert not judge(level, FORGERIES[kind]).passed
     assert judge(level, "def f(): return 1").passed  # and the jail stands
+
+
+@pytest.mark.parametrize("kind", CARELESS)
+def test_no_forgery_passes_careless_tests(level: Level, kind: str) -> None:
+    assert not judge(level, *CARELESS[kind]).passed
+    assert judge(level, "def f(): return 1").passed
+
+
+def test_made_up_messages_are_data_and_never_pass(level: Level) -> None:
+    for message in MESSAGES:
+        code = f"""
+import os, struct
+def f():
+    m = {message.encode()!r}
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack("<I", len(m)) + m)
+        except OSError: pass
+    os._exit(0)
+"""
+        verdict = judge(level, code, "answer = f()\nassert answer == 1, answer")
+        assert not verdict.passed, (message[:80], verdict)
+    assert judge(level, "def f(): return 1").passed
+
+
+def test_answers_are_never_unpickled(level: Level) -> None:
+    """A pickle of this object would write a file where it is read."""
+    code = "class A:\n    def __reduce__(self): return open, ('made', 'w')\ndef f(): return [A()]"
+    assert judge(level, code, "import os\nassert f() and not os.path.exists('made')") == Verdict(True)
+
+
+def test_a_program_has_five_descriptors(level: Level) -> None:
+    """Three that lead nowhere, and its two pipes."""
+    code = """
+import os
+def f():
+    found = []
+    for fd in range(4096):
+        try: os.fstat(fd)
+        except OSError: continue
+        found.append(fd)
+    return len(found), {os.fstat(fd).st_rdev for fd in (0, 1, 2)} == {os.stat(os.devnull).st_rdev}
+"""
+    assert judge(level, code, "assert f() == (5, True), f()") == Verdict(True)
+
+
+def test_output_and_threads_hold_nothing_up(level: Level) -> None:
+    flood = "import sys\nfor n in range(100): print('x' * (1 << 20), file=sys.stderr if n % 2 else sys.stdout)\ndef f(): return 1"
+    assert judge(level, flood, limits=Limits(cpu_seconds=5)).passed
+    start = time.monotonic()
+    left = "import threading, time\nfor _ in range(3): threading.Thread(target=time.sleep, args=(60,)).start()\ndef f(): return 1"
+    assert judge(level, left).passed
+    assert time.monotonic() - start < 30
 
 
 def test_what_tests_are_made_of_is_out_of_reach(level: Level) -> None:
@@ -171,6 +285,8 @@ def f():
             wins.append(bool(open(f"/proc/{parent}/{name}", "rb").read(8)))
         except OSError:
             wins.append(False)
+    pidfd = libc.syscall(434, parent, 0)  # pidfd_open
+    wins += [libc.syscall(438, pidfd, fd, 0) >= 0 for fd in range(32)]  # pidfd_getfd
     return wins
 """
     assert judge(level, code, "assert not any(f()), f()") == Verdict(True)
@@ -363,6 +479,10 @@ def f():
         code = f"import os\ndef f(): return [p for p in ({os.getcwd()!r}, '/etc/passwd', '/home', '/proc/self') if os.path.exists(p)]"
         assert judge("namespaces", code, "assert f() == [], f()") == Verdict(True)
 
+    def test_files_without_number(self) -> None:
+        code = "n = 0\ntry:\n    while True:\n        open(f'x{n}', 'w').close()\n        n += 1\nexcept OSError:\n    pass\ndef f(): return n"
+        assert judge("namespaces", code, "assert 100 < f() < 2000, f()") == Verdict(True)
+
     def test_no_network(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
@@ -386,6 +506,7 @@ def f():
     wins.append(libc.chroot(b"/tmp") == 0)
     wins.append(libc.setuid(0) == 0)
     wins.append(libc.sethostname(b"x", 1) == 0)
+    wins.append(libc.unshare(0x10000000) == 0)  # a user namespace of its own, to be root in
     try:
         os.kill(1, 9)
         wins.append(os.getpid() == 1)
@@ -393,7 +514,7 @@ def f():
         pass
     return wins
 """
-        expected = "assert not any(f()[:5]), f()" if os.getuid() == 0 else "assert not any(f()[1:3]), f()"
+        expected = "assert not any(f()[:6]), f()" if os.getuid() == 0 else "assert not any(f()[1:3]), f()"
         assert judge("namespaces", code, expected) == Verdict(True)
 
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from evals.suites import Item, Suite
 from harness import data, locate, models, origins, scales, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
+from harness.distributed import World
 from harness.examples import Example, load_examples, load_held_out, text_hash
 from harness.files import intact, seal, write_whole
 from harness.meter import Meter
@@ -33,9 +35,10 @@ from harness.models import LoadedModel, Progress
 from harness.on_policy import Limits, OnPolicy, Sides
 from harness.pairs import PairSpec
 from harness.provenance import provenance
+from harness.saving import load_checkpoint, save_checkpoint
 from harness.store import Store
 from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
-from harness.train import CHECKPOINT, Trained, Trainer, load_checkpoint, save_checkpoint
+from harness.train import CHECKPOINT, Trained, Trainer
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -55,16 +58,19 @@ class Context:
     allow_unsafe: bool = False  #: see evals/sandbox.py
     trust_remote_code: bool = False  #: see models.trust_remote_code
     command: str = ""
+    world: World = field(default_factory=World)
 
 
 def run(cell: Cell, context: Context) -> dict[str, Any]:
     """Run a cell to its record, from wherever an earlier run of it was stopped.
 
-    The caller clears the store's work folder once the record is stored.
+    Of several processes, only the main one's record has scores. The caller clears the store's work folder
+    once the record is stored.
     """
     heads.use_reference(context.reference)
     models.trust_remote_code(context.trust_remote_code)
-    meter = Meter(context.store.work(cell.id) / "meter.json")
+    name = "meter.json" if context.world.main else f"meter-{context.world.rank}.json"
+    meter = Meter(context.store.work(cell.id) / name)
     context = dataclasses.replace(context, progress=meter.watching(context.progress))
     walk = Walk(cell, context)
     if cell.method in UNTRAINED:
@@ -85,8 +91,17 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         "sampling_seconds": trained.written.get("seconds", 0.0) if trained else 0.0,
         "teacher_passes": walk.teacher_passes(trained),
         "wall_seconds": meter.seconds(),
-    }
+    } | _of_gpus(context.world)
     return record
+
+
+def _of_gpus(world: World) -> dict[str, Any]:
+    """What a cost says of processes and GPUs, where there is more than one process on a CPU."""
+    several = {"processes": world.size} if world.size > 1 else {}
+    if world.device.type != "cuda":
+        return several
+    peaks = world.gathered(torch.cuda.max_memory_allocated(world.device))
+    return {**several, "peak_gpu_mb": max(peaks) / 2**20}
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ class Walk:
     """The state of one cell on its way: resolved paths, the method, the pair."""
 
     def __init__(self, cell: Cell, context: Context) -> None:
-        self.cell, self.context = cell, context
+        self.cell, self.context, self.world = cell, context, context.world
         self.work = context.store.work(cell.id)
         self.root = locate.data_root(cell.scale, context.cache, context.data)
         self.method: Method | None = None if cell.method in UNTRAINED else create(cell.method)
@@ -131,7 +146,7 @@ class Walk:
         """The teacher, or the student as it is before distillation."""
         pair = self.context.pair
         ref = pair.teacher if self.cell.method == "teacher" else pair.student
-        return models.load(self.path(ref), ref, self.dtype)
+        return self.world.place(models.load(self.path(ref), ref, self.dtype))
 
     def trained(self) -> tuple[LoadedModel, Trained, str]:
         """The distilled student: from the work folder when training was over, else trained now."""
@@ -142,37 +157,42 @@ class Walk:
         if finished is not None:
             student.lm.load_state_dict(finished["weights"])
             student.lm.to(self.dtype)
-            return student, Trained(**finished["trained"]), str(finished["chosen"])
+            return self.world.place(student), Trained(**finished["trained"]), str(finished["chosen"])
         if self.cell.training.lora is not None:
             models.add_lora(student, self.cell.training.lora)
-        trained, chosen = self._train(student, self.method, self.cell.training)
+        student, trained, chosen = self._train(student, self.method, self.cell.training)
         if self.cell.training.lora is not None:
             models.merge_lora(student)
-        weights = student.lm.state_dict()
-        save_checkpoint(
-            self.work / "student.pt", {"weights": weights, "trained": vars(trained), "chosen": chosen}
-        )
+        kept = {"weights": student.lm.state_dict(), "trained": vars(trained), "chosen": chosen}
+        self.world.told(lambda: save_checkpoint(self.work / "student.pt", kept))
         student.lm.to(self.dtype)
         return student, trained, chosen
 
-    def _train(self, student: LoadedModel, method: Method, settings: Training) -> tuple[Trained, str]:
+    def _train(
+        self, student: LoadedModel, method: Method, settings: Training
+    ) -> tuple[LoadedModel, Trained, str]:
         teacher = self._teacher() if method.needs.teacher else None
         paired, states = self._data(student, method, settings, teacher)
         parts = self._parts(student, teacher, method)
-        rule = self._checkpoint_rule(student, settings)
+        rule = self._checkpoint_rule(settings)
         if not rule.resumes():
-            (self.work / CHECKPOINT).unlink(missing_ok=True)
+            self.world.forget(self.work / CHECKPOINT)
+
+        def at_epoch_end(epoch: int) -> None:
+            rule.at_epoch_end(epoch, self.world.plain(student, settings.lora))
+
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
-            self.context.progress, rule.at_epoch_end if settings.checkpoint != "last" else None,
-            self._on_policy(student, method, settings, paired, teacher),
+            self.context.progress, at_epoch_end if settings.checkpoint != "last" else None,
+            self._on_policy(student, method, settings, paired, teacher), self.world,
         )  # fmt: skip
         trained = trainer.run()
-        return trained, rule.finish()
+        plain = self.world.plain(student, settings.lora)
+        return plain, trained, rule.finish(plain)
 
     def _teacher(self) -> Side:
         ref = self.context.pair.teacher
-        return teacher_side(self.path(ref), ref, self.context.cache, self.dtype)
+        return teacher_side(self.path(ref), ref, self.context.cache, self.dtype, self.world)
 
     def _parts(self, student: LoadedModel, teacher: Side | None, method: Method) -> nn.Module | None:
         """Trainable parts, drawn from the training seed."""
@@ -201,7 +221,10 @@ class Walk:
         asked = method.needs.student_samples
         if asked is not None and asked.always:
             return paired, None
-        return paired, hidden_states(path, ref, other, self.context.cache, self.dtype, self.context.progress)
+        states = hidden_states(
+            path, ref, other, self.context.cache, self.dtype, self.context.progress, world=self.world
+        )
+        return paired, states
 
     def _examples(self, method: Method, settings: Training) -> tuple[list[Example], list[Example]]:
         """What is trained on, and what an adaptive schedule validates on."""
@@ -230,10 +253,15 @@ class Walk:
         asked = method.needs.student_samples
         if asked is None or teacher is None:
             return None
+        if self.world.size > 1:
+            raise models.ModelError(
+                f"{method.spec} writes text while it trains, which one process does alone"
+            )
         ref = self.context.pair.teacher
         words = student.side().vocabulary, teacher.vocabulary
         same = VocabularyPair(*words).same
-        sides = Sides(student, models.load(self.path(ref), ref, self.dtype), words, same)
+        whole = self.world.place(models.load(self.path(ref), ref, self.dtype))
+        sides = Sides(student, whole, words, same)
         window = min(settings.max_length, student.window)
         limits = Limits(self.cell.decoding.max_new_tokens, window, settings.max_length)
         held_out = self._encoded(student, self._examples(method, settings)[1], settings)
@@ -269,13 +297,17 @@ class Walk:
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
         def write() -> list[tuple[str, bool]]:
-            model = models.load(path, ref, self.dtype)
+            model = self.world.place(models.load(path, ref, self.dtype))
             return [
-                answer for seed in decoding.seeds for answer in self._answers(model, examples, decoding, seed)
+                answer
+                for seed in decoding.seeds
+                for answer in self.world.spread(
+                    examples, partial(self._answers, model, decoding=decoding, seed=seed)
+                )
             ]
 
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
-        answers = teacher_texts(file, write, len(examples) * sampling.samples)
+        answers = teacher_texts(file, write, len(examples) * sampling.samples, self.world)
         return [
             Example(f"{example.id}#{sample + 1}" if sample else example.id, example.prompt, *answer)
             for sample in range(sampling.samples)
@@ -283,7 +315,7 @@ class Walk:
         ]
 
     def _answers(
-        self, model: LoadedModel, examples: list[Example], decoding: Decoding, seed: int
+        self, model: LoadedModel, examples: Sequence[Example], decoding: Decoding, seed: int
     ) -> list[tuple[str, bool]]:
         """One answer to every prompt, each with whether it came to its end."""
         items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
@@ -324,31 +356,35 @@ class Walk:
             self.context.progress(stage, fraction)
 
         decoding = Decoding(**{**vars(decoding), "max_length": min(decoding.max_length, model.window)})
-        return generate(
-            model.lm,
-            model.tokenizer,
-            items,
-            decoding,
-            seed,
-            max_prompt=self._prompt_room(model, max_prompt),
-            batch_size=self._batch_size(),
-            progress=progress,
-        )
 
-    def _checkpoint_rule(self, student: LoadedModel, settings: Training) -> CheckpointRule:
+        def write(mine: Sequence[Item]) -> list[str]:
+            return generate(
+                model.lm,
+                model.tokenizer,
+                mine,
+                decoding,
+                seed,
+                max_prompt=self._prompt_room(model, max_prompt),
+                batch_size=self._batch_size(),
+                progress=progress,
+            )
+
+        return self.world.spread(items, write)
+
+    def _checkpoint_rule(self, settings: Training) -> CheckpointRule:
         if settings.checkpoint == "last":
             return Last()
         suite = suites.get("dolly")
         items = suites.load_file(suite, self.root / "dolly" / "dev.jsonl", None)
 
-        def score() -> float:
+        def score(student: LoadedModel) -> float:
             texts = self._generate(
                 student, items, self.cell.decoding, self.cell.decoding.seeds[0], "dev", settings.max_prompt
             )
             rouge = scoring.score(suite, items, texts).per_item[suite.metric]
             return sum(rouge) / len(rouge)
 
-        return BestDevRouge(student.lm, score, self.work / "best.pt")
+        return BestDevRouge(score, self.work / "best.pt", self.world)
 
     def score(self, model: LoadedModel) -> tuple[dict[str, Any], float, int]:
         """Decode and score every suite; returns scores, seconds of decoding, tokens written."""
@@ -369,7 +405,8 @@ class Walk:
                 tokens += sum(
                     len(ids) for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]
                 )
-                entry["seeds"][str(seed)] = self._scored(suite, items, texts, seed)
+                if self.world.main:
+                    entry["seeds"][str(seed)] = self._scored(suite, items, texts, seed)
             add_pass_at_k(suite, entry)
             scores[run.name] = entry
         return scores, seconds, tokens
@@ -379,7 +416,7 @@ class Walk:
     ) -> tuple[list[str], float]:
         """Texts of one suite and decoding seed, kept in the work folder: a kill costs one suite at most."""
         file = self.work / f"{run.name}-{seed}.json"
-        if intact(file):
+        if self.world.told(lambda: intact(file)):
             kept = json.loads(file.read_text(encoding="utf-8"))
             return kept["texts"], float(kept["seconds"])
         started = time.monotonic()
@@ -387,8 +424,9 @@ class Walk:
             model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt()
         )
         seconds = time.monotonic() - started
-        write_whole(file, json.dumps({"texts": texts, "seconds": seconds}).encode())
-        seal(file)
+        if self.world.main:
+            write_whole(file, json.dumps({"texts": texts, "seconds": seconds}).encode())
+            seal(file)
         return texts, seconds
 
     def answers(self, model: LoadedModel, run: SuiteRun, seed: int, count: int) -> list[str]:
@@ -427,7 +465,7 @@ class Walk:
                 "read_tokens": trained.read_tokens,
                 "curve": curve(trained),
                 "checkpoint": f"{settings.checkpoint}: {chosen}",
-                "accumulation": settings.accumulation(),
+                "accumulation": settings.accumulation(self.world.size),
                 "heads": "reference" if self.context.reference else "tiled",
             }
             if self.method is not None and self.method.needs.teacher_text:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
-from harness.train import load_checkpoint, save_checkpoint
+from harness.distributed import World
+from harness.models import LoadedModel
+from harness.saving import load_checkpoint, save_checkpoint
 
 
 class CheckpointRule(Protocol):
-    """Told of every epoch's end; at the end of training it leaves the chosen weights in the model."""
+    """Told of every epoch's end; at the end of training it leaves the chosen weights in the student.
+
+    The student it is given is whole, whatever number of processes train it.
+    """
 
     name: str
 
-    def at_epoch_end(self, epoch: int) -> None: ...
+    def at_epoch_end(self, epoch: int, student: LoadedModel) -> None: ...
 
     def resumes(self) -> bool:
         """Whether a training may go on from its own checkpoint, so far as this rule is concerned."""
         ...
 
-    def finish(self) -> str:
-        """Put the chosen weights into the model; says which were chosen."""
+    def finish(self, student: LoadedModel) -> str:
+        """Put the chosen weights into the student; says which were chosen."""
         ...
 
 
@@ -34,14 +39,14 @@ class Last:
 
     name: str = "last"
 
-    def at_epoch_end(self, epoch: int) -> None:
+    def at_epoch_end(self, epoch: int, student: LoadedModel) -> None:
         """Nothing to do."""
 
     def resumes(self) -> bool:
         """See CheckpointRule."""
         return True
 
-    def finish(self) -> str:
+    def finish(self, student: LoadedModel) -> str:
         """See CheckpointRule."""
         return "last step"
 
@@ -50,32 +55,33 @@ class Last:
 class BestDevRouge:
     """The weights of the epoch with the best sampled Rouge-L on the dev set (DSKD's released code)."""
 
-    model: nn.Module
-    score: Callable[[], float]  #: samples the dev set and scores it
+    score: Callable[[LoadedModel], float]  #: samples the dev set and scores it, all processes together
     file: Path
+    world: World = field(default_factory=World)
     name: str = "best-dev-rouge"
 
-    def at_epoch_end(self, epoch: int) -> None:
+    def at_epoch_end(self, epoch: int, student: LoadedModel) -> None:
         """Score this epoch; keep its weights when they are the best so far (a tie keeps the earlier)."""
-        self.model.eval()
-        score = self.score()
-        self.model.train()
+        student.lm.eval()
+        score = self.score(student)
+        student.lm.train()
+        self.world.told(lambda: self._keep(epoch, score, student.lm))
+
+    def _keep(self, epoch: int, score: float, lm: nn.Module) -> None:
         known = load_checkpoint(self.file)
         if known is None or score > known["score"] or known["epoch"] == epoch:
-            save_checkpoint(self.file, {"score": score, "epoch": epoch, "weights": self._weights()})
+            names = {name for name, p in lm.named_parameters() if p.requires_grad}
+            weights = {name: value for name, value in lm.state_dict().items() if name in names}
+            save_checkpoint(self.file, {"score": score, "epoch": epoch, "weights": weights})
 
     def resumes(self) -> bool:
         """Not without the best weights so far: an epoch that is over is not scored again."""
-        return load_checkpoint(self.file) is not None
+        return self.world.told(lambda: load_checkpoint(self.file) is not None)
 
-    def _weights(self) -> dict[str, Any]:
-        names = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        return {name: value for name, value in self.model.state_dict().items() if name in names}
-
-    def finish(self) -> str:
+    def finish(self, student: LoadedModel) -> str:
         """See CheckpointRule."""
         best = load_checkpoint(self.file)
         if best is None:
             raise OSError(f"{self.file}: the best checkpoint is missing or damaged")
-        self.model.load_state_dict(best["weights"], strict=False)
+        student.lm.load_state_dict(best["weights"], strict=False)
         return f"epoch {best['epoch']} (dev Rouge-L {best['score']:.2f})"

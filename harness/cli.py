@@ -16,9 +16,10 @@ from types import FrameType, ModuleType
 from typing import NoReturn
 
 from dskd.method import MethodError
-from harness import commands, run, scales, tables
+from harness import commands, launch, run, scales, tables
 from harness.cluster import EngineError
 from harness.commands import Options
+from harness.launch import LaunchError
 from harness.pairs import PairError
 from harness.plan import PlanError, Request
 from harness.references import ReferencesError
@@ -29,8 +30,8 @@ from harness.students import StudentError
 from harness.tables import TableError
 
 INPUT_ERRORS = (
-    *(EngineError, MethodError, PairError, PlanError, ReferencesError, ScaleError, ShardError, StoreError),
-    *(StudentError, TableError),
+    *(EngineError, LaunchError, MethodError, PairError, PlanError, ReferencesError, ScaleError, ShardError),
+    *(StoreError, StudentError, TableError),
 )
 EXPORTS = ("md", "csv", "tex", "json")
 STOPPED = 130
@@ -53,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
     _heed_signals()
+    if launch.rank():
+        _hush(options.results / "work" / "logs" / f"process-{launch.rank()}.log")
     try:
         return _serve(options, arguments)
+    except launch.AbandonedError as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the other processes are waiting; the launcher ends them when this one is gone
     except INPUT_ERRORS as error:
         print(f"reproduce.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -68,6 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"reproduce.py: {where}{error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def _hush(log: Path) -> None:
+    """Of several processes only the main one speaks; the others write a log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(handle, stream.fileno())
+    os.close(handle)
 
 
 def _heed_signals() -> None:
@@ -314,6 +329,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.reason is not None and not options.accept:
         raise PlanError("--reason goes with --accept")
     if asked:
+        if launch.together():
+            raise LaunchError("processes of a launch only train; run this command without accelerate launch")
         return single[asked[0]]()
     request = _request(options)
     chosen = _chosen(options, arguments, request.scale)
@@ -353,8 +370,18 @@ def _upkeep() -> ModuleType:
 
 
 def _chosen(options: argparse.Namespace, arguments: Sequence[str], scale: str = "tiny") -> Options:
-    jobs = options.jobs or run.default_jobs(scale, options.engine)
-    return Options(_settings(options, arguments), jobs, options.export, options.engine)
+    engine = _engine(options)
+    jobs = options.jobs or run.default_jobs(scale, engine)
+    return Options(_settings(options, arguments), jobs, options.export, engine)
+
+
+def _engine(options: argparse.Namespace) -> run.Engine:
+    if not launch.together():
+        return "ray" if options.engine == "ray" else "local"
+    if options.engine == "ray":
+        raise LaunchError("processes of a launch work together; --engine ray is for single ones")
+    launch.check()
+    return "launched"
 
 
 def _request(options: argparse.Namespace) -> Request:

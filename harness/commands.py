@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
-from harness import merging, methods, origins, pairs, plan, protocol, run, tables
+from harness import launch, merging, methods, origins, pairs, plan, protocol, run, tables
 from harness.estimate import duration
 from harness.files import write_whole
 from harness.plan import Plan, Request
@@ -45,6 +45,8 @@ def reproduce(request: Request, options: Options) -> int:
             finished = sum(store.has(step.cell.id) for step in todo)
             _say(f"stopped; {finished} of {len(todo)} cells done; run the same command to go on")
             return 130
+    if launch.rank():
+        return 0
     if request.shard is None:
         _report(planned, store, outcomes, options)
     else:
@@ -97,7 +99,10 @@ def _share(planned: Plan, store: Store, shard: Shard) -> str:
 def _plan(request: Request, options: Options) -> tuple[Plan, Store]:
     methods.load(options.settings.plugins)
     store = Store(options.settings.results)
-    return plan.make(request, store), store
+    planned = plan.make(request, store)
+    if options.engine == "launched":
+        plan.refuse_alone(planned)
+    return planned, store
 
 
 def _intention(planned: Plan, options: Options) -> str:
@@ -111,7 +116,7 @@ def _time(planned: Plan, options: Options) -> str:
     if not sum(seconds):
         return "time unknown"
     jobs = min(options.jobs, len(seconds))
-    if options.engine != "local":
+    if options.engine == "ray":
         return f"about {duration(sum(seconds))} of work in all"
     together = max(sum(seconds) / jobs, *seconds)
     return f"about {duration(together)} with {jobs} side by side"
@@ -122,7 +127,8 @@ def execute(planned: Plan, options: Options) -> dict[str, Outcome]:
 
     settings = options.settings
     total = len(planned.of("run")) + (len(planned.builds) if settings.compute == run.COMPUTE else 0)
-    with Screen(total, settings.results / "work" / "run.log") as screen:
+    log = f"process-{launch.rank()}.log" if launch.rank() else "run.log"
+    with Screen(total, settings.results / "work" / log) as screen:
         return run.execute(planned, settings, options.jobs, screen, options.engine)
 
 

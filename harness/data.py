@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,10 @@ class Packed:
     inputs: Tensor  #: (N,)
     labels: Tensor  #: (N,)
     offsets: Tensor  #: (B + 1,)
+
+    def to(self, device: torch.device) -> Packed:
+        """The same there."""
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pack(sequences: Sequence[Encoded]) -> Packed:

@@ -52,6 +52,11 @@ class LoadedModel:
         config = self.lm.config
         return int(getattr(config, "max_position_embeddings", 1 << 20))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return torch.device(next(self.lm.parameters()).device)
+
     def side(self) -> Side:
         """Head, input embedding and vocabulary, cut to the rows that tokenizer ids reach."""
         return cut_side(self.lm, Vocabulary.from_tokenizer(self.tokenizer))
@@ -163,7 +168,7 @@ def _adapted(model: LoadedModel) -> list[tuple[str, Any]]:
 def autocast(student: LoadedModel, precision: str) -> AbstractContextManager[Any]:
     """What a student of a training in this precision reads and writes under."""
     if precision == "bf16" and next(student.lm.parameters()).dtype == torch.float32:
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(student.device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 

@@ -206,9 +206,9 @@ class OnPolicy:
         order = sorted(self.held_out, key=len)
         with autocast(self.sides.student, self.settings.precision):
             for start in range(0, len(order), self.settings.batch):
-                packed = pack(order[start : start + self.settings.batch])
+                packed = pack(order[start : start + self.settings.batch]).to(student.device)
                 hidden = student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)
-                weights = torch.ones(len(packed.labels))
+                weights = torch.ones(len(packed.labels), device=student.device)
                 total += heads.cross_entropy(hidden, side.head, packed.labels, weights).loss.item()
                 count += len(packed.labels)
         student.lm.train(training)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import Timeout
 
@@ -24,16 +24,18 @@ from harness.pool import Busy, Job, Listener, Outcome, Pool
 from harness.provenance import cores, gpus, memory_bytes, provenance
 from harness.store import SCHEMA, Store, StoreError, check_relative, references
 
+if TYPE_CHECKING:
+    from harness.launched import Together
+
 Progress = Callable[[str, float], None]
 Compute = Callable[[Cell, "Settings", Progress], dict[str, Any]]
-Engine = Literal["local", "ray"]
+Engine = Literal["local", "ray", "launched"]
 Delivery = tuple[str, dict[str, bytes]]
 Entry = dict[str, Any] | str | None  #: a record, why there will be none, or nothing yet
 
 #: What computes a cell: ``module:function`` of (cell, settings, progress) -> record.
 COMPUTE = "harness.run:compute"
-#: What a worker does with a cell, here and on a cluster.
-FINISH, DELIVER = "harness.run:finish", "harness.run:deliver"
+BUILD = "harness.run:build"
 GIB_PER_CELL = {"tiny": 1.5, "small": 8.0, "paper": 16.0}
 #: Cores that a cell asks of a cluster.
 CLUSTER_THREADS = {"tiny": 1, "small": 4, "paper": 8}
@@ -57,8 +59,8 @@ class Settings:
 
 def default_jobs(scale: str, engine: Engine = "local") -> int:
     """Cells side by side that this machine can bear; a cluster shares them out itself."""
-    if engine == "ray":
-        return 10_000
+    if engine != "local":
+        return 10_000 if engine == "ray" else 1
     room = int(memory_bytes() / 2**30 / GIB_PER_CELL[scale]) or 1
     if scale == "tiny":
         return max(1, min(len(cores()), room))
@@ -79,6 +81,25 @@ def cluster(scale: str, jobs: int, settings: Settings) -> Cluster:
     return Cluster(jobs, CLUSTER_THREADS[scale], scale != "tiny", receive)
 
 
+def together(scale: str, jobs: int, settings: Settings) -> Together:
+    """The launched processes, which take one cell at a time."""
+    from harness.launched import Together
+
+    def failed(job: Job, reason: str) -> None:
+        if job.function != BUILD:
+            _keep_failure(Cell.from_dict(job.arguments[0]), reason, settings)
+
+    return Together(scale, failed)
+
+
+#: Engine -> what makes its workers, and what they do with a cell.
+_WAYS: dict[Engine, tuple[Callable[[str, int, Settings], Pool | Cluster | Together], str]] = {
+    "local": (pool, "harness.run:finish"),
+    "ray": (cluster, "harness.run:deliver"),
+    "launched": (together, "harness.launched:finish"),
+}
+
+
 def execute(
     plan: Plan, settings: Settings, jobs: int, listener: Listener, engine: Engine = "local"
 ) -> dict[str, Outcome]:
@@ -86,7 +107,9 @@ def execute(
     steps = plan.of("run")
     if not steps:
         return {}
-    make, function = (pool, FINISH) if engine == "local" else (cluster, DELIVER)
+    if engine == "launched":  # where a failure ends the launch, so what failed before comes last
+        steps.sort(key=lambda step: bool(step.reason))
+    make, function = _WAYS[engine]
     with make(plan.request.scale, min(jobs, len(steps)), settings) as workers:
         builds = plan.builds if settings.compute == COMPUTE else []
         built = workers.run([_build_job(ref, settings) for ref in builds], listener)
@@ -101,13 +124,16 @@ def execute(
 
 def _keep_failures(steps: Sequence[Step], outcomes: Mapping[str, Outcome], settings: Settings) -> None:
     """A record for every failed cell, with the reason; the cell's next run replaces it."""
-    store = Store(settings.results)
     for step in steps:
         outcome = outcomes[step.cell.id]
         if not outcome.ok:
-            # no room for it, or another command has finished the cell meanwhile
-            with contextlib.suppress(OSError, StoreError):
-                store.put(failed_record(step.cell, outcome.reason, settings.command))
+            _keep_failure(step.cell, outcome.reason, settings)
+
+
+def _keep_failure(cell: Cell, reason: str, settings: Settings) -> None:
+    # no room for it, or another command has finished the cell meanwhile
+    with contextlib.suppress(OSError, StoreError):
+        Store(settings.results).put(failed_record(cell, reason, settings.command))
 
 
 def failed_record(cell: Cell, reason: str, command: str) -> dict[str, Any]:
@@ -128,7 +154,7 @@ def failed_record(cell: Cell, reason: str, command: str) -> dict[str, Any]:
 
 
 def _build_job(ref: str, settings: Settings) -> Job:
-    return Job(ref, f"build {ref}", "harness.run:build", (ref, settings))
+    return Job(ref, f"build {ref}", BUILD, (ref, settings))
 
 
 def _cell_job(step: Step, settings: Settings, function: str) -> Job:
@@ -175,15 +201,24 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
     with held(store, cell.id):
         known = store.get(cell.id)
         if known is None or known["status"] != "done":
-            known = _function(settings.compute)(cell, settings, progress)
+            known = produce(cell, settings, progress)
             store.put(known)
             if settings.keep_students and cell.training is not None:
                 from harness import students
 
-                folder = students.kept(settings.results, cell.id)
-                students.write(students.find(store, cell.id), settings, folder, progress)
+                students.keep(cell.id, settings, progress)
         shutil.rmtree(store.work(cell.id), ignore_errors=True)
-    diverged = (known["training"] or {}).get("diverged")
+    return note_of(known)
+
+
+def produce(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """A cell's record, by the settings' way of computing it."""
+    return _function(settings.compute)(cell, settings, progress)
+
+
+def note_of(record: Mapping[str, Any]) -> str:
+    """What a user should hear of a finished cell beside its scores."""
+    diverged = (record["training"] or {}).get("diverged")
     return f"training diverged: {diverged}" if diverged else ""
 
 
@@ -214,7 +249,7 @@ def deliver(spec: dict[str, Any], settings: Settings, progress: Progress) -> Del
 def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Train, decode and score a cell; the record."""
     from harness import cell as cells
-    from harness import methods
+    from harness import distributed, methods
 
     methods.load(settings.plugins)
     context = cells.Context(
@@ -227,6 +262,7 @@ def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any
         allow_unsafe=settings.allow_unsafe,
         trust_remote_code=settings.trust_remote_code,
         command=settings.command,
+        world=distributed.world(cell.scale),
     )
     return cells.run(cell, context)
 

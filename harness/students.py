@@ -70,6 +70,11 @@ def _reference(record: Mapping[str, Any]) -> bool:
 # in the worker
 
 
+def keep(cell_id: str, settings: Settings, progress: Progress) -> None:
+    """Save the student of a cell that was just finished, before its work folder is cleared."""
+    write(find(Store(settings.results), cell_id), settings, kept(settings.results, cell_id), progress)
+
+
 def save(cell_id: str, output: Path, settings: Settings, progress: Progress) -> str:
     """Train a finished cell's student again and save it in ``output``; says how it was checked.
 
@@ -87,7 +92,7 @@ def save(cell_id: str, output: Path, settings: Settings, progress: Progress) -> 
 def write(record: Mapping[str, Any], settings: Settings, output: Path, progress: Progress) -> str:
     """Save the student of a record: from the cell's work folder where it still lies, else trained again."""
     from harness import cell as cells
-    from harness import methods
+    from harness import distributed, methods
 
     methods.load(settings.plugins)
     cell = Cell.from_dict(record["spec"])
@@ -98,6 +103,7 @@ def write(record: Mapping[str, Any], settings: Settings, output: Path, progress:
         data=settings.data,
         progress=progress,
         reference=_reference(record),
+        world=distributed.alone(cell.scale),
     )
     made = cells.retrain(cell, context)
     _check_curve(record, made.trained)
@@ -170,7 +176,7 @@ def _check_answers(record: Mapping[str, Any], context: Any, made: Any, folder: P
     except StoreError:
         return ""  # the record came without its answers
     walk = Walk(cell, context)
-    loaded = models.load(folder, str(folder), made.student.lm.dtype)
+    loaded = context.world.place(models.load(folder, str(folder), made.student.lm.dtype))
     texts = walk.answers(loaded, run, seed, CHECKED)
     pairs_ = list(zip(stored, texts, strict=False))
     same = sum(row["text"] == text for row, text in pairs_)

@@ -12,20 +12,19 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dskd.batch import Side
 from dskd.vocabulary import Vocabulary
 from harness.data import Encoded, pack
+from harness.distributed import World
 from harness.estimate import DISK_BUDGET
 from harness.files import file_hash, intact, seal, write_whole
 from harness.models import LoadedModel, Progress, fingerprint, load, load_tokenizer
@@ -75,36 +74,41 @@ def hidden_states(
     dtype: torch.dtype,
     progress: Progress,
     disk_budget: int = DISK_BUDGET,
+    world: World | None = None,
 ) -> HiddenStates:
     """The teacher's states on these sequences: from disk, or computed once and kept there."""
+    world = world or World()
     offsets = np.cumsum([0] + [len(s.response.ids) for s in sequences])
     folder = cache / "teacher" / _key(path, sequences, dtype)
-    with _locked(folder):
-        stored = _open(folder, offsets)
-        if stored is not None:
-            return stored
-        model = load(path, ref, dtype)
-        needed = int(offsets[-1]) * int(model.lm.config.hidden_size) * 2
-        free = shutil.disk_usage(folder.parent).free
-        if needed > min(disk_budget, free // 2):
-            warnings.warn(
-                f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; "
-                "the teacher runs at every step",
-                stacklevel=2,
-            )
-            return RecomputedStates(model, sequences)
-        _compute(model, sequences, offsets, folder, progress)
+    with world.locked(folder):
+        if not world.told(lambda: _open(folder, offsets) is not None):
+            model = world.reader(load(path, ref, dtype))
+            needed = int(offsets[-1]) * int(model.lm.config.hidden_size) * 2
+            if not world.told(lambda: _fits(needed, folder.parent, disk_budget)):
+                warnings.warn(
+                    f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; "
+                    "the teacher runs at every step",
+                    stacklevel=2,
+                )
+                return RecomputedStates(model, sequences)
+            _compute(model, sequences, offsets, folder, progress, world)
     stored = _open(folder, offsets)
     if stored is None:
         raise OSError(f"{folder}: hidden states unreadable right after they were written")
     return stored
 
 
-def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype) -> Side:
+def _fits(needed: int, folder: Path, budget: int) -> bool:
+    return needed <= min(budget, shutil.disk_usage(folder).free // 2)
+
+
+def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype, world: World | None = None) -> Side:
     """Head, embedding and vocabulary of a teacher, without loading its layers a second time."""
+    world = world or World()
     vocabulary = Vocabulary.from_tokenizer(load_tokenizer(path))
     file = cache / "teacher" / f"side-{fingerprint(path)[:20]}-{str(dtype).split('.')[1]}.safetensors"
-    with _locked(file):
+
+    def make() -> None:
         if not intact(file):
             side = load(path, ref, dtype).side()
             tied = side.head.data_ptr() == side.embedding.data_ptr()
@@ -112,15 +116,11 @@ def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype) -> Side:
             save_file({k: v.detach().contiguous() for k, v in matrices.items()}, f"{file}.part")
             os.replace(f"{file}.part", file)
             seal(file)
+
+    with world.locked(file):
+        world.told(make)
     matrices = load_file(file)
     return Side(matrices["head"], matrices.get("embedding", matrices["head"]), vocabulary)
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        yield
 
 
 def _key(path: Path, sequences: Sequence[Encoded], dtype: torch.dtype) -> str:
@@ -149,35 +149,55 @@ def _open(folder: Path, offsets: np.ndarray) -> StoredStates | None:
 @torch.no_grad()  # not inference_mode: what a projector takes in is kept for its backward pass
 def read(model: LoadedModel, sequences: Sequence[Encoded]) -> Tensor:
     """A model's final hidden states at the response positions of these sequences (N, width), bf16."""
-    packed = pack(sequences)
+    packed = pack(sequences).to(model.device)
     hidden = model.hidden(packed.ids).flatten(0, 1)
     return hidden[packed.positions].to(torch.bfloat16)
 
 
 def _compute(
-    model: LoadedModel, sequences: Sequence[Encoded], offsets: np.ndarray, folder: Path, progress: Progress
+    model: LoadedModel,
+    sequences: Sequence[Encoded],
+    offsets: np.ndarray,
+    folder: Path,
+    progress: Progress,
+    world: World,
 ) -> None:
     """Fill the file in batches of like length; meta.json with the hash comes last and makes it valid."""
     width = int(model.lm.config.hidden_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "meta.json").unlink(missing_ok=True)
     file = folder / "hidden.bin"
-    _reserve(file, 2 * int(offsets[-1]) * width)
-    data = np.memmap(file, dtype=np.int16, mode="r+", shape=(int(offsets[-1]), width))
+    data = _new_states(file, (int(offsets[-1]), width)) if world.main else None
     order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
+    batches = list(_by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD))
     done = 0
-    for batch in _by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD):
-        states = read(model, [sequences[e] for e in batch]).view(torch.int16).numpy()
-        start = 0
-        for e in batch:
-            count = int(offsets[e + 1] - offsets[e])
-            data[offsets[e] : offsets[e + 1]] = states[start : start + count]
-            start += count
-        done += len(batch)
+    for batch, counts in world.shares(batches):
+        states = read(model, [sequences[e] for e in batch]).view(torch.int16).cpu().numpy()
+        for examples, found in world.gathered((batch, states) if counts else ([], states)):
+            if data is not None:
+                _fill(data, offsets, examples, found)
+            done += len(examples)
         progress("teacher states", done / len(order))
-    data.flush()
-    about = {"sha256": file_hash(file), "width": width, "tokens": int(offsets[-1])}
-    write_whole(folder / "meta.json", json.dumps(about).encode())
+    if data is not None:
+        data.flush()
+        about = {"sha256": file_hash(file), "width": width, "tokens": int(offsets[-1])}
+        write_whole(folder / "meta.json", json.dumps(about).encode())
+    world.told(lambda: None)  # nobody looks before it is there
+
+
+def _fill(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int], states: np.ndarray) -> None:
+    """Put the states of some examples, one after the other, into their places."""
+    start = 0
+    for e in examples:
+        count = int(offsets[e + 1] - offsets[e])
+        data[offsets[e] : offsets[e + 1]] = states[start : start + count]
+        start += count
+
+
+def _new_states(file: Path, shape: tuple[int, int]) -> np.memmap:
+    """A file for states, of which nothing is valid yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / "meta.json").unlink(missing_ok=True)
+    _reserve(file, 2 * shape[0] * shape[1])
+    return np.memmap(file, dtype=np.int16, mode="r+", shape=shape)
 
 
 def _reserve(file: Path, size: int) -> None:
@@ -201,18 +221,20 @@ def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> Ite
 
 
 def teacher_texts(
-    file: Path, write: Callable[[], list[tuple[str, bool]]], count: int
+    file: Path, write: Callable[[], list[tuple[str, bool]]], count: int, world: World | None = None
 ) -> list[tuple[str, bool]]:
     """The teacher's answers to the training prompts (SeqKD), each with whether it came to its end; kept."""
-    with _locked(file):
-        if not intact(file):
-            texts = write()
-            Path(f"{file}.part").write_text(
-                "".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8"
-            )
-            os.replace(f"{file}.part", file)
-            seal(file)
+    world = world or World()
+    with world.locked(file):
+        if not world.told(lambda: intact(file)):
+            texts = write()  # by all processes together
+            world.told(lambda: _keep_texts(file, texts))
     texts = [(text, ended) for text, ended in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
     if len(texts) != count:
         raise ValueError(f"{file}: {len(texts)} texts for {count} prompts")
     return texts
+
+
+def _keep_texts(file: Path, texts: Sequence[tuple[str, bool]]) -> None:
+    write_whole(file, "".join(json.dumps(text) + "\n" for text in texts).encode())
+    seal(file)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import os
-import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dskd.batch import Batch, Gold, Loss, Side, View
+from dskd.batch import Batch, Gold, Loss, Pairs, Side, View
 from dskd.method import Method
 from harness.cells import Training
 from harness.data import (
@@ -29,6 +28,7 @@ from harness.data import (
     pack_pairs,
     steps_per_epoch,
 )
+from harness.distributed import Computed, Whole, World, own_tensor
 from harness.models import LoadedModel, Progress, autocast, trainable
 from harness.on_policy import OnPolicy
 from harness.teacher import HiddenStates, read
@@ -70,6 +70,14 @@ class Trained:
         return f"mean loss {ends}"
 
 
+@dataclass(frozen=True)
+class Micro:
+    """A micro-batch that is still to be computed."""
+
+    rows: list[int]  #: its examples
+    compute: Callable[[], Computed]
+
+
 @dataclass
 class Trainer:
     """One student under one method. ``teacher`` and ``states`` are None for methods without a teacher."""
@@ -86,13 +94,19 @@ class Trainer:
     progress: Progress
     at_epoch_end: Callable[[int], None] | None = None  #: for checkpoint rules that score a dev set
     on_policy: OnPolicy | None = None  #: writes the text of methods that need student samples
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         self.trained = Trained()
-        self.side = self.student.side()
+        self.rows = self.student.side().vocabulary.size
         self.steps_per_epoch = steps_per_epoch(len(self.data), self.settings.batch)
         self.total_steps = self.steps_per_epoch * self.settings.epochs
-        self.optimizer = self._optimizer()
+        self.whole = Whole(self.student.lm, self.parts)
+        self.compute, self.optimizer = self.world.prepare(
+            self.whole, self._optimizer, self.seed, self.settings.clip
+        )
+        if self.teacher is not None:
+            self.teacher = on_device(self.teacher, self.world.device)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factors())
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -125,7 +139,7 @@ class Trainer:
             self.progress("train", (step + 1) / self.total_steps)
             if self.at_epoch_end is not None and (step + 1) % self.steps_per_epoch == 0:
                 self.at_epoch_end((step + 1) // self.steps_per_epoch)
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            if self.world.told(partial(_due, saved)):
                 self.trained.seconds = before + time.monotonic() - started
                 self._save()
                 saved = time.monotonic()
@@ -148,24 +162,32 @@ class Trainer:
     def _step(self, step: int, rows: list[int]) -> dict[str, Tensor]:
         """One optimiser step. Every micro-batch is normalised by the global batch's token count."""
         texts = None if self.on_policy is None else self.on_policy.texts(step, rows)
-        sums: dict[str, Tensor] = {}
-        total = 0.0
-        for micro, loss in self._losses(rows) if texts is None else self._text_losses(rows, texts):
-            self._check_loss(step, loss, micro)
-            loss.total.backward()
-            for name, value in loss.terms.items():
-                sums[name] = sums[name] + value if name in sums else value
-            total += loss.total.item()
+        losses = self._losses(rows) if texts is None else self._text_losses(rows, texts)
+        total, sums = self._gradient(step, losses)
         parameters = trainable(self.student.lm) + trainable(self.parts)
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
-        if not math.isfinite(norm.item()):
-            raise DivergedError(f"step {step + 1}: gradient norm is {norm.item()} ({self._told(sums, rows)})")
-        self.optimizer.step()
+        norm = self.world.clip(parameters, self.settings.clip)
+        if not math.isfinite(norm):
+            raise DivergedError(f"step {step + 1}: gradient norm is {norm} ({self._told(sums, rows)})")
+        self.world.step(self.optimizer)
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self._count(step, total)
         self._count_tokens(rows, texts)
         return sums
+
+    def _gradient(self, step: int, losses: Iterable[Micro]) -> tuple[float, dict[str, Tensor]]:
+        """Gradients of a step's micro-batches; their loss and its terms over all processes."""
+        sums: dict[str, Tensor] = {}
+        total = 0.0
+        shares = list(self.world.shares(list(losses)))
+        for place, (micro, counts) in enumerate(shares, 1):
+            loss, terms = self.compute(micro.compute)
+            self._check_loss(step, Loss(loss, terms), micro.rows)
+            self.world.backward(loss, counts, place == len(shares))
+            if counts:
+                for name, value in terms.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                total += loss.item()
+        return self.world.summed(total, sums)
 
     def _check_loss(self, step: int, loss: Loss, rows: Sequence[int]) -> None:
         """Raise DivergedError before a loss that is no number reaches the weights."""
@@ -179,7 +201,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Raise DivergedError where the last step broke the student, whose loss nobody computes any more."""
-        broken = [name for name, p in self.student.lm.named_parameters() if not torch.isfinite(p).all()]
+        weights = self.student.lm.named_parameters()
+        broken = [name for name, p in weights if not torch.isfinite(own_tensor(p)).all()]
         if broken:
             raise DivergedError(
                 f"after step {self.trained.steps}: {broken[0]} holds numbers that are not finite"
@@ -199,31 +222,42 @@ class Trainer:
         beside = gold if texts is not None and self._reads_gold() else []
         self.trained.read_tokens += sum(len(sequence) - 1 for sequence in [*distilled, *beside])
 
-    def _losses(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Loss]]:
-        """The micro-batches of a global batch of the data's text, each with its examples."""
+    def _losses(self, rows: Sequence[int]) -> Iterator[Micro]:
+        """The micro-batches of a global batch of the data's text."""
         normaliser = self.data.response_tokens(rows)
         for micro in self._gold_rows(rows):
-            yield micro, self.loss(micro, normaliser)
+            yield Micro(micro, partial(self._computed, self.loss, micro, normaliser))
 
     def _gold_rows(self, rows: Sequence[int]) -> Iterator[list[int]]:
         lengths = [len(sequence) for sequence in self.data.student]
         return micro_batches(rows, lengths, self.settings.micro_batch)
 
-    def _text_losses(self, rows: Sequence[int], texts: Sequence[Text]) -> Iterator[tuple[list[int], Loss]]:
+    def _text_losses(self, rows: Sequence[int], texts: Sequence[Text]) -> Iterator[Micro]:
         """The same for text that the student wrote at least in part, gold responses beside it."""
         lengths = [len(text.student) for text in texts]
         tokens = sum(len(text.student.response.ids) for text in texts)
         gold_tokens = self.data.response_tokens(rows)
         micro_texts = micro_batches(range(len(texts)), lengths, self.settings.micro_batch)
         for places, beside in zip(micro_texts, self._gold_rows(rows), strict=True):
-            with autocast(self.student, self.settings.precision):
-                micro = [texts[place] for place in places]
-                batch = self._text_batch(micro, tokens)
-                if self._reads_gold():
-                    view = self._student_view([self.data.student[row] for row in beside])
-                    batch = replace(batch, gold=Gold(view, gold_tokens))
-                loss = self.method.loss(batch, self.parts)
-            yield [text.row for text in micro], loss
+            micro = [texts[place] for place in places]
+            rest = (micro, tokens, beside, gold_tokens)
+            yield Micro([text.row for text in micro], partial(self._computed, self._text_loss, *rest))
+
+    @staticmethod
+    def _computed(make: Callable[..., Loss], *given: Any) -> Computed:
+        loss = make(*given)
+        return loss.total, loss.terms
+
+    def _text_loss(
+        self, texts: Sequence[Text], normaliser: float, beside: Sequence[int], gold_tokens: float
+    ) -> Loss:
+        """As ``loss``, of text that the student wrote at least in part."""
+        with autocast(self.student, self.settings.precision):
+            batch = self._text_batch(texts, normaliser)
+            if self._reads_gold():
+                view = self._student_view([self.data.student[row] for row in beside])
+                batch = replace(batch, gold=Gold(view, gold_tokens))
+            return self.method.loss(batch, self.parts)
 
     def _reads_gold(self) -> bool:
         """Whether steps on student text read the data's responses too."""
@@ -242,19 +276,19 @@ class Trainer:
             sequences = [self.data.teacher[row] for row in rows]
             teacher = self._teacher_view(self.teacher, sequences, self.states.rows(rows))
         if self.data.pairs is not None and teacher is not None:
-            pairs = pack_pairs([self.data.pairs[row] for row in rows], student.offsets, teacher.offsets)
+            pairs = self._pairs([self.data.pairs[row] for row in rows], student, teacher)
         return Batch(student, teacher, pairs, normaliser)
 
     def _text_batch(self, texts: Sequence[Text], normaliser: float) -> Batch:
         """As ``_batch``, of text that the student wrote at least in part; the teacher reads it now."""
         student = self._student_view([text.student for text in texts])
-        sampled = torch.tensor([text.sampled for text in texts])
+        sampled = torch.tensor([text.sampled for text in texts], device=self.world.device)
         teacher = pairs = None
         sequences = [text.teacher for text in texts if text.teacher is not None]
         if self.teacher is not None and sequences:
             teacher = self._teacher_view(self.teacher, sequences, self._text_states(texts))
             found = [text.pairs for text in texts if text.pairs is not None]
-            pairs = pack_pairs(found, student.offsets, teacher.offsets) if found else None
+            pairs = self._pairs(found, student, teacher) if found else None
         return Batch(student, teacher, pairs, normaliser, sampled)
 
     def _text_states(self, texts: Sequence[Text]) -> Tensor:
@@ -268,75 +302,61 @@ class Trainer:
 
     def _stored(self, row: int) -> Tensor:
         assert self.states is not None
-        return self.states.rows([row])
+        return self.states.rows([row]).to(self.world.device)
+
+    def _pairs(self, found: Sequence[np.ndarray], student: View, teacher: View) -> Pairs:
+        pairs = pack_pairs(found, student.offsets.cpu(), teacher.offsets.cpu())
+        return Pairs(pairs.student.to(self.world.device), pairs.teacher.to(self.world.device))
 
     def _student_view(self, sequences: Sequence[Encoded]) -> View:
-        packed = pack(sequences)
+        packed = pack(sequences).to(self.world.device)
         hidden = self.student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)
         if self.settings.precision == "bf16":
             hidden = hidden.to(torch.bfloat16)
-        return View(hidden, self.side.head, self.side.embedding, packed.inputs, packed.labels, packed.offsets)
+        lm = self.student.lm  # asked now: between calls its weights may be shards
+        head, embedding = lm.get_output_embeddings().weight, lm.get_input_embeddings().weight
+        matrices = head[: self.rows], embedding[: self.rows]
+        return View(hidden, *matrices, packed.inputs, packed.labels, packed.offsets)
 
     def _teacher_view(self, side: Side, sequences: Sequence[Encoded], states: Tensor) -> View:
-        packed = pack(sequences)
-        hidden = states.to(torch.bfloat16 if self.settings.precision == "bf16" else torch.float32)
+        packed = pack(sequences).to(self.world.device)
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+        hidden = states.to(self.world.device, dtype)
         return View(hidden, side.head, side.embedding, packed.inputs, packed.labels, packed.offsets)
 
-    def _state(self) -> dict[str, Any]:
-        names = {name for name, p in self.student.lm.named_parameters() if p.requires_grad}
-        weights = {name: value for name, value in self.student.lm.state_dict().items() if name in names}
-        return {
-            "student": weights,
-            "parts": self.parts.state_dict() if self.parts is not None else {},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
-            "rng": torch.get_rng_state(),
-            "trained": vars(self.trained),
-            "on_policy": {} if self.on_policy is None else self.on_policy.state(),
-        }
-
     def _save(self) -> None:
-        save_checkpoint(self.work / CHECKPOINT, self._state())
+        self.world.save(
+            self.work / CHECKPOINT,
+            self.whole,
+            self.optimizer,
+            {
+                "scheduler": {
+                    "last_epoch": self.scheduler.last_epoch,
+                    "_step_count": self.scheduler._step_count,
+                },
+                "trained": vars(self.trained),
+                "on_policy": {} if self.on_policy is None else self.on_policy.state(),
+            },
+        )
 
     def _restore(self) -> float:
         """Load the checkpoint, if an intact one exists; returns the seconds already spent."""
-        state = load_checkpoint(self.work / CHECKPOINT)
+        state = self.world.load(self.work / CHECKPOINT, self.whole, self.optimizer)
         if state is None:
             return 0.0
-        self.student.lm.load_state_dict(state["student"], strict=False)
-        if self.parts is not None:
-            self.parts.load_state_dict(state["parts"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.__dict__.update(state["scheduler"])
-        torch.set_rng_state(state["rng"])
         self.trained = Trained(**state["trained"])
         if self.on_policy is not None:
             self.on_policy.restore(state["on_policy"])
         return self.trained.seconds
 
 
-def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint behind its own SHA-256, atomically: a kill leaves the older one whole."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getbuffer()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        stream.write(hashlib.sha256(payload).digest())
-        stream.write(payload)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+def _due(saved: float) -> bool:
+    return time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
 
 
-def load_checkpoint(file: Path) -> dict[str, Any] | None:
-    """A checkpoint whose hash holds (tensors and plain data only, never pickled code), else None."""
-    try:
-        raw = file.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            return None
-        state: dict[str, Any] = torch.load(io.BytesIO(raw[32:]), weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError):
-        return None
-    return state
+def on_device(side: Side, device: torch.device) -> Side:
+    """A side with its matrices there; one matrix stays one."""
+    head = side.head.to(device)
+    tied = side.embedding.data_ptr() == side.head.data_ptr()
+    return Side(head, head if tied else side.embedding.to(device), side.vocabulary)

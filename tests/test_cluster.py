@@ -166,16 +166,20 @@ def test_cells_that_fail_or_kill_their_worker_are_told_with_the_reason(nodes: An
     assert all("lost, 2 times" in reason for _, reason in failed)
 
 
+def _deliver_by(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    monkeypatch.setitem(run._WAYS, "ray", (run.cluster, function))
+
+
 def test_records_come_back_from_disks_of_their_own(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "DELIVER", "test_cluster:elsewhere")
+    _deliver_by(monkeypatch, "test_cluster:elsewhere")
     first, outcomes, _ = execute(tmp_path, "compute")
     assert run.failures(first, outcomes) == []
     store = Store(tmp_path / "results")
     assert len(list(store.all())) == 2
     assert store.check() == []
-    monkeypatch.setattr(run, "DELIVER", "test_cluster:altered")
+    _deliver_by(monkeypatch, "test_cluster:altered")
     first, outcomes, _ = execute(tmp_path / "shared", "compute")
     assert len(run.failures(first, outcomes)) == 2
     assert all("checksum differs" in reason for _, reason in run.failures(first, outcomes))

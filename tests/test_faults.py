@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ from test_run import Silent, fake, planned, record
 from test_store import CELL, make
 
 from dskd import vocabulary
-from harness import data, files, locate, methods, models, run, sources, teacher, tiny, train
+from harness import data, files, locate, methods, models, run, saving, sources, teacher, tiny
 from harness.cells import Cell
 from harness.examples import Example
 from harness.sources import datasets
@@ -155,11 +156,11 @@ def test_a_run_on_a_full_disk_fails_cell_by_cell_and_goes_on_later(small_disk: P
 
 def test_a_checkpoint_on_a_full_disk_leaves_the_older_one(small_disk: Path) -> None:
     file = small_disk / "checkpoint.pt"
-    train.save_checkpoint(file, {"x": torch.ones(10)})
+    saving.save_checkpoint(file, {"x": torch.ones(10)})
     fill(small_disk, leave=8192)
     with pytest.raises(OSError, match="No space"):
-        train.save_checkpoint(file, {"x": torch.ones(1 << 16)})
-    kept = train.load_checkpoint(file)
+        saving.save_checkpoint(file, {"x": torch.ones(1 << 16)})
+    kept = saving.load_checkpoint(file)
     assert kept is not None
     assert len(kept["x"]) == 10
 
@@ -299,10 +300,10 @@ def test_a_damaged_vocabulary_map_is_made_anew(tmp_path: Path, how: str) -> None
 @pytest.mark.parametrize("how", HOW)
 def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, how: str) -> None:
     file = tmp_path / "checkpoint.pt"
-    train.save_checkpoint(file, {"x": torch.ones(100)})
-    assert train.load_checkpoint(file) is not None
+    saving.save_checkpoint(file, {"x": torch.ones(100)})
+    assert saving.load_checkpoint(file) is not None
     damage(file, how)
-    assert train.load_checkpoint(file) is None
+    assert saving.load_checkpoint(file) is None
 
 
 class _Evil:
@@ -312,11 +313,11 @@ class _Evil:
 
 def test_a_checkpoint_that_is_a_pickled_program_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pt"
-    train.save_checkpoint(file, {"x": _Evil()})
-    assert train.load_checkpoint(file) is None
+    saving.save_checkpoint(file, {"x": _Evil()})
+    assert saving.load_checkpoint(file) is None
     payload = pickle.dumps(_Evil())
-    file.write_bytes(train.hashlib.sha256(payload).digest() + payload)
-    assert train.load_checkpoint(file) is None
+    file.write_bytes(hashlib.sha256(payload).digest() + payload)
+    assert saving.load_checkpoint(file) is None
     assert not Path("/tmp/dskd-evil-was-here").exists()
 
 

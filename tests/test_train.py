@@ -14,8 +14,9 @@ from harness import data, methods, models
 from harness.cells import Lora, Training
 from harness.checkpoints import BestDevRouge
 from harness.examples import Example
+from harness.saving import load_checkpoint, save_checkpoint
 from harness.teacher import hidden_states, teacher_side
-from harness.train import DivergedError, Trainer, load_checkpoint, save_checkpoint
+from harness.train import DivergedError, Trainer
 
 EXAMPLES = [
     Example(
@@ -198,13 +199,14 @@ def test_divergence_has_a_rule(
 def test_the_best_epoch_survives_a_damaged_file(student_folder: Path, tmp_path: Path) -> None:
     """A training whose best weights are gone starts over: their epochs would not be scored again."""
     scores = iter([10.0, 5.0])
-    rule = BestDevRouge(models.load(student_folder, "s").lm, lambda: next(scores), tmp_path / "best.pt")
+    student = models.load(student_folder, "s")
+    rule = BestDevRouge(lambda whole: next(scores), tmp_path / "best.pt")
     assert not rule.resumes()
-    rule.at_epoch_end(1)
+    rule.at_epoch_end(1, student)
     assert rule.resumes()
-    rule.at_epoch_end(2)
-    assert rule.finish() == "epoch 1 (dev Rouge-L 10.00)"
+    rule.at_epoch_end(2, student)
+    assert rule.finish(student) == "epoch 1 (dev Rouge-L 10.00)"
     (tmp_path / "best.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:-1])
     assert not rule.resumes()
     with pytest.raises(OSError, match="missing or damaged"):
-        rule.finish()
+        rule.finish(student)

@@ -1,0 +1,133 @@
+"""Trains small models in every process of a launch, and alone; ``test_distributed.py`` compares.
+
+accelerate launch --config_file configs/fsdp2.yaml --num_processes 2 \\
+    tests/two_processes.py CASES STUDENT TEACHER OUT
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # run as a script
+
+from dskd.batch import Pair  # noqa: E402
+from dskd.method import create  # noqa: E402
+from harness import data, launch, methods, models  # noqa: E402
+from harness.cells import Lora, Training  # noqa: E402
+from harness.distributed import World, whole_tensor, world  # noqa: E402
+from harness.examples import Example  # noqa: E402
+from harness.models import LoadedModel  # noqa: E402
+from harness.teacher import hidden_states, teacher_side  # noqa: E402
+from harness.train import Trainer  # noqa: E402
+
+EXAMPLES = [
+    Example(
+        str(n),
+        f"### Instruction:\nName item {n}.\n\n### Response:\n",
+        "geese " * (n % 5 + 1) + "naïve\nboats",
+    )
+    for n in range(10)
+]
+#: Three micro-batches a step: with two processes one of them has nothing to do in the last round.
+TWO = Training(examples=None, epochs=2, batch=5, micro_batch=2, lr=1e-3, max_length=96, max_prompt=48)
+#: name -> method address, settings, and whether the teacher's states are too many to keep.
+CASES: dict[str, tuple[str, Any, bool]] = {
+    "kl": ("kl", TWO, False),
+    "dskd-v1": ("dskd-v1/srkl", TWO, True),
+    "dskd-v2": ("dskd-v2/kl", TWO, False),
+    "lora": ("dskd-v2/kl", dataclasses.replace(TWO, lora=Lora(4, 8, 0.0)), True),
+}
+
+
+def silent(stage: str, fraction: float) -> None:
+    """No progress."""
+
+
+def trainer(case: str, here: World, student: LoadedModel, teacher: Path, work: Path) -> Trainer:
+    """As a cell makes it."""
+    address, settings, recomputed = CASES[case]
+    if settings.lora:
+        models.add_lora(student, settings.lora)
+    read = data.encode_examples(student.tokenizer, EXAMPLES, max_prompt=48, max_length=96)
+    side = teacher_side(teacher, "teacher", work / "cache", torch.float32, here)
+    budget = {"disk_budget": 0} if recomputed else {}
+    place = work / "cache", torch.float32, silent
+    states = hidden_states(teacher, "teacher", read, *place, **budget, world=here)
+    torch.manual_seed(3)
+    method = create(address)
+    parts = method.build(Pair(student.side(), side, work / "maps"))
+    paired = data.PairedData(EXAMPLES, read, read, None)
+    return Trainer(student, method, parts, paired, settings, 3, side, states, work, silent, world=here)
+
+
+def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: int = 0) -> dict[str, Any]:
+    """Train a case to its end, or so many steps; weights and what a record says of the training."""
+    torch.manual_seed(3)
+    student = models.load(folders[0], "student")
+    if CASES[case][1].lora:
+        torch.manual_seed(4)  # adapters are drawn
+    run = trainer(case, here, student, folders[1], work)
+    norms = _norms(run)
+    if stop:
+        student.lm.train()
+        for step, rows in list(run._schedule(0))[:stop]:
+            run._step(step, rows)
+            run.trained.steps = step + 1
+        run._save()
+        return {}
+    trained = run.run()
+    own = sum(p.to_local().numel() for p in run.whole.parameters() if hasattr(p, "to_local"))
+    plain = here.plain(student, CASES[case][1].lora)
+    parts = {} if run.parts is None else dict(run.parts.named_parameters())
+    return {
+        "weights": dict(plain.lm.state_dict()),
+        "parts": {name: whole_tensor(p).detach().clone() for name, p in parts.items()},
+        "curve": trained.curve,
+        "norms": norms,
+        "tokens": [trained.tokens, trained.read_tokens],
+        "losses": [trained.first_loss, trained.last_loss],
+        "sharded": own,
+        "numbers": sum(p.numel() for p in run.whole.parameters()),
+    }
+
+
+def _norms(run: Trainer) -> list[float]:
+    """Gradient norms of the steps to come; Adam would hide a gradient of the wrong size."""
+    norms, clip = [], run.world.clip
+
+    def recording(parameters: list[torch.nn.Parameter], limit: float) -> float:
+        norms.append(clip(parameters, limit))
+        return norms[-1]
+
+    run.world.clip = recording  # type: ignore[method-assign]
+    return norms
+
+
+def main(cases: str, student: str, teacher: str, out: str) -> None:
+    methods.load()
+    folders = (Path(student), Path(teacher))
+    for case in cases.split(","):
+        name, _, resumed = case.partition("+")
+        world.cache_clear()  # a fresh one, whose methods nobody has replaced
+        here = world("tiny")
+        work = Path(out) / case / f"of-{here.size}"
+        if resumed:
+            train(name, here, folders, work, stop=2)
+        found = train(name, here, folders, work)
+        if here.main:
+            torch.save(found, Path(out) / f"{case}-{here.size}.pt")
+    texts = here.spread([f"item {n}" for n in range(5)], lambda mine: [f"{t} done" for t in mine])
+    told = here.told(lambda: [here.rank, "from the main process"])
+    (Path(out) / f"process-{here.rank}-of-{here.size}.json").write_text(json.dumps([texts, told]))
+    if launch.together():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

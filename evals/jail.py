@@ -27,32 +27,12 @@ from typing import Any, NoReturn
 
 from evals.apart import Tests, ending, judge, receive, send
 
-# Loaded once here, so that forked candidates have them at once.
+# Loaded once here, so that forked candidates have them at once, and have them where their user cannot read
+# Python's library.
 PRELOADED = (
-    *(
-        "bisect",
-        "cmath",
-        "collections",
-        "copy",
-        "datetime",
-        "decimal",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-    ),
-    *(
-        "itertools",
-        "math",
-        "operator",
-        "queue",
-        "re",
-        "statistics",
-        "string",
-        "typing",
-        "dataclasses",
-        "enum",
-    ),
+    *("array", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal"),
+    *("enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "queue"),
+    *("random", "re", "statistics", "string", "struct", "textwrap", "threading", "typing", "unicodedata"),
 )
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (

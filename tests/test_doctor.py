@@ -17,7 +17,7 @@ import pytest
 from conftest import byte_level_tokenizer, save_llama
 from test_store import CELL, make
 
-from harness import cli, doctor, methods, plan, run, scales
+from harness import cli, doctor, methods, plan, run, scales, sources
 from harness.doctor import DoctorError, Finding, examination, machine, models, texts
 from harness.folder import ModelFolder
 from harness.plan import Plan, Request
@@ -150,6 +150,15 @@ def _halves(folder: Path) -> None:
     save_file({k: v.half() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
 
 
+def _eights(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    eights = {k: v.to(torch.float8_e4m3fn) if "mlp" in k else v for k, v in weights.items()}
+    save_file(eights, folder / "model.safetensors", {"format": "pt"})
+
+
 MODEL_FINDINGS: list[tuple[Spoil, str, str]] = [
     (_pickled, "error", "its weights are pickles (pytorch_model.bin)"),
     (lambda f: (f / "model.safetensors").unlink(), "error", "no weights in safetensors format"),
@@ -169,6 +178,7 @@ MODEL_FINDINGS: list[tuple[Spoil, str, str]] = [
     (lambda f: _resize(f, 300), "error", "the tokenizer has ids up to"),
     (lambda f: _resize(f, 512), "note", "have no token"),
     (_halves, "warning", "its weights are fp16"),
+    (_eights, "error", "some of its weights are 8 bit numbers"),
     (lambda f: (f / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n"), "warning", "cc-by-nc-4.0"),
     (lambda f: (f / "README.md").write_text("---\nlicense: mit\n---\n"), "note", "licence is mit"),
 ]
@@ -300,6 +310,27 @@ def test_a_glance_counts_some_texts_only(
     assert {f.reason[:32] for f in quick} == {"10 of the first 10 training text"}
     whole = [f for f in examined(pair, data) if "texts hold" in f.reason]
     assert {f.reason[:16] for f in whole} == {"10 of 20 trainin"}
+
+
+@pytest.mark.parametrize("name", ["train", "dolly/test"])
+def test_files_that_cannot_be_used(pair: tuple[Path, Path], data: Path, name: str) -> None:
+    file = data / f"{name}.jsonl"
+    file.write_bytes(file.read_bytes() + b"[1]\n")
+    found = the(examined(pair, data), f"{file.name}:{len(file.read_bytes().splitlines())}: ")
+    assert (found.severity, found.remedy) == ("error", "correct the file")
+
+
+def test_a_file_is_the_published_one_or_it_is_not(pair: tuple[Path, Path], data: Path) -> None:
+    (file,) = sources.data_files(["dolly/test"], data.parent / "cache", data)
+    exact, other = dataclasses.replace(file, state="exact"), dataclasses.replace(file, state="re-sampled")
+    for known, severity, words in (
+        (exact, "note", "it is the published file"),
+        (other, "warning", "it is not the published file"),
+    ):
+        assert the(texts.check_ledger(known, True, frozenset()), words).severity == severity
+    assert (
+        the(texts.check_ledger(other, False, frozenset()), "no hash of a published file").severity == "note"
+    )
 
 
 def test_files_against_the_ledger(pair: tuple[Path, Path], data: Path, shared_data: Path) -> None:

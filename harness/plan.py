@@ -141,7 +141,7 @@ def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
     pair = pairs.own(str(request.teacher), str(request.student), request.scale)
     side: Side = "cross" if pair.same_vocabulary is False else "same"
     if request.methods:
-        asked = [Row(text, _canonical(text), side, ()) for text in request.methods]
+        asked = [Row(text, row_address(text), side, ()) for text in request.methods]
     elif rows_of_base:
         asked = [Row(row.label, row.method, side, ()) for row in base.rows if row.side == side]
     else:
@@ -165,7 +165,7 @@ def own_table(request: Request, base: Table, rows_of_base: bool) -> Table:
 
 def _extended(table: Table, wanted: Sequence[str]) -> Table:
     """The table with a row for every method asked for that it lacks: a plugin's, or other options."""
-    new = []
+    new: dict[str, Row] = {}
     for word in wanted:
         if any(_names(word, row) for row in table.rows):
             continue
@@ -173,16 +173,46 @@ def _extended(table: Table, wanted: Sequence[str]) -> Table:
             method = methods.create(word)
         except MethodError:
             continue  # perhaps a label of another table; _select refuses what no table has
-        side: Side = "same" if method.needs.vocabulary == "same" else "cross"
-        new.append(Row(word, str(method.canonical()), side, ()))
-    return dataclasses.replace(table, rows=(*table.rows, *new)) if new else table
+        if side := _side_for(method, table.sides):
+            new.setdefault(row_address(word), Row(word, row_address(word), side, ()))
+    return dataclasses.replace(table, rows=(*table.rows, *new.values())) if new else table
 
 
-def _canonical(text: str) -> str:
-    """The canonical address; the method must exist."""
+def _side_for(method: Method, sides: Sequence[Side]) -> Side | None:
+    """The side of a method without a row, two vocabularies if it can serve them; None where it fits none."""
+    wanted = method.needs.vocabulary
+    if wanted == "any":
+        return "cross" if "cross" in sides else sides[0]
+    side: Side = "same" if wanted == "same" else "cross"
+    return side if side in sides else None
+
+
+def row_address(text: str) -> str:
+    """The one address of a row, so that one computation has one cell id. The method must exist.
+
+    It is what a table writes for this computation. What no table has is written in canonical form, with
+    the divergence said where tables say it: ``dskd-cma:rate=0.30`` is ``dskd-cma/kl:rate=0.3``.
+    """
     if text in UNTRAINED:
         return text
-    return str(methods.create(text).canonical())
+    spec, written = methods.create(text).canonical(), _in_tables(tables.TABLES)
+    if str(spec) in written:
+        return written[str(spec)]
+    usual = Spec.parse(written.get(spec.name, spec.name)).divergence
+    return str(dataclasses.replace(spec, divergence=spec.divergence or usual))
+
+
+@functools.cache
+def _in_tables(folder: Path) -> dict[str, str]:
+    """Canonical address -> the address in the tables of a folder, by which records know their cells."""
+    rows = [row for path in sorted(folder.glob("*.yaml")) for row in tables.read(path).rows]
+    found = {}
+    for text in {row.method for row in rows if row.trained}:
+        try:
+            found[str(methods.create(text).canonical())] = text
+        except MethodError:
+            continue  # of a plugin that is not loaded
+    return found
 
 
 def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table, Row]]:
@@ -194,11 +224,20 @@ def _select(chosen: Sequence[Table], wanted: Sequence[str]) -> list[tuple[Table,
     for word in wanted:
         hits = [number for number, (_, row) in enumerate(rows) if _names(word, row)]
         if not hits:
-            names = {text for _, row in rows for text in (row.method, row.label)}
-            raise PlanError(f"no row is {word!r}" + tables.nearest(word, names))
+            raise PlanError(_no_row(word, [row for _, row in rows]))
         kept.update(hits)
     keys = {table.id: table.needed(rows[n][1].key for n in kept if rows[n][0] is table) for table in chosen}
     return [(table, row) for table, row in rows if row.key in keys[table.id]]
+
+
+def _no_row(word: str, rows: Sequence[Row]) -> str:
+    try:
+        wanted = methods.create(word).needs.vocabulary
+    except MethodError:
+        names = {text for row in rows for text in (row.method, row.label)}
+        return f"no row is {word!r}" + tables.nearest(word, names)
+    needed = "one vocabulary" if wanted == "same" else "two vocabularies"
+    return f"{word} needs pairs of {needed}, and these tables have none"
 
 
 def _names(word: str, row: Row) -> bool:
@@ -209,7 +248,7 @@ def _names(word: str, row: Row) -> bool:
     except MethodError:
         return False
     bare = word == method.spec.name and word == Spec.parse(row.method).name
-    return bare or str(method.canonical()) == row.method
+    return bare or row_address(word) == row.method
 
 
 def _pair_of(table: Table, side: Side, request: Request, absent: list[str]) -> PairSpec | None:

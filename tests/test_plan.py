@@ -11,7 +11,7 @@ from test_run import record
 
 from dskd import method as methods_by_address
 from dskd.method import Spec
-from harness import estimate, methods, pairs, plan, scales, tables
+from harness import conformance, estimate, methods, pairs, plan, scales, tables
 from harness.cells import Cell
 from harness.estimate import History
 from harness.plan import Plan, PlanError, Request
@@ -104,6 +104,72 @@ def test_rows_told_in_percent_of_the_teacher_bring_the_teacher(tmp_path: Path) -
     assert {step.cell.method for step in make(tmp_path, tables=("kq",), methods=("student",)).steps} == {
         "student"
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "one"),
+    [
+        ("dskd-cma", "dskd-cma/kl"),
+        ("dskd-v1/kl", "dskd-v1/kl"),
+        ("dskd-v1:rate=0.50", "dskd-v1/kl"),
+        ("dskd-v2:rate=0.30", "dskd-v2/kl:rate=0.3"),
+        ("dskd-cma-ct@released", "dskd-cma-ct@released/kl"),
+        ("dskd-v2/srkl:init=ideal", "dskd-v2/srkl"),
+        ("dskd-v2:on_policy=1.00:on_policy_after=1", "dskd-v2/kl:on_policy=1:on_policy_after=1"),
+        ("distillm", "distillm/skl"),
+        ("gkd/jsd", "gkd"),
+        ("hidden-mse/kl", "hidden-mse"),
+        ("kl:temperature=1", "kl:temperature=1.0"),
+        ("teacher", "teacher"),
+    ],
+)
+def test_a_row_has_one_address_however_it_is_asked_for(text: str, one: str) -> None:
+    assert plan.row_address(text) == one
+    assert plan.row_address(one) == one
+
+
+def test_the_address_of_a_row_is_the_same_computation() -> None:
+    for text in conformance.addresses():
+        asked, row = (methods_by_address.create(one) for one in (text, plan.row_address(text)))
+        assert row.options == asked.options
+        assert row.canonical() == asked.canonical()
+
+
+def test_what_the_tables_write_stays_as_it_is() -> None:
+    """Records know their cells by it; two spellings of one computation would be two cells."""
+    for name in tables.ids():
+        for row in tables.load(name).rows:
+            assert plan.row_address(row.method) == row.method
+
+
+def test_every_record_at_tiny_is_a_cell_of_a_table() -> None:
+    store = Store(Path(__file__).resolve().parents[1] / "results")
+    planned = plan.make(Request("tiny", tables.ids()), store).of("done")
+    assert {step.cell.id for step in planned} == {record["cell"] for record in store.all("tiny")}
+
+
+def test_a_method_of_no_row_has_one_cell_on_every_way(tmp_path: Path) -> None:
+    """Named bare beside a table without it, with its divergence, and where a table has it."""
+    ways = (("2", "dskd-cma/kl"), ("on-policy", "dskd-cma"), ("on-policy", "dskd-cma/kl:rate=0.5"))
+    made = [make(tmp_path, tables=(table,), methods=(word,), seeds=(1,)) for table, word in ways]
+    assert len({step.cell.id for each in made for step in each.steps}) == 1
+    twice = make(tmp_path, tables=("on-policy",), methods=("dskd-cma:rate=0.5", "dskd-cma/kl"), seeds=(1,))
+    assert [step.rows for step in twice.steps] == [["on-policy cross/dskd-cma/kl"]]
+    own = {"teacher": "tiny:teacher-sp", "student": "tiny:student-bpe", "seeds": (1,)}
+    bare, said = (
+        make(tmp_path, tables=(), methods=(word,), **own).steps for word in ("dskd-cma", "dskd-cma/kl")
+    )
+    assert {step.cell.id for step in bare} == {step.cell.id for step in said}
+
+
+def test_a_method_without_a_row_goes_where_it_fits(tmp_path: Path) -> None:
+    """Table 3 has pairs of one vocabulary only, table kq of two."""
+    (step,) = make(tmp_path, tables=("3",), methods=("dskd-cma",), seeds=(1,)).steps
+    assert step.rows == ["3 same/dskd-cma/kl"]
+    (step,) = make(tmp_path, tables=("1", "kq"), methods=("kl",), seeds=(1,)).steps
+    assert step.rows == ["1 same/kl"]
+    with pytest.raises(PlanError, match="kl needs pairs of one vocabulary, and these tables have none"):
+        make(tmp_path, tables=("kq",), methods=("kl",))
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -336,7 +402,7 @@ def test_student_text_is_part_of_the_cell_and_of_its_cost(tmp_path: Path) -> Non
     texts = {name: estimate.student_texts(step.cell) for name, step in steps.items()}
     assert texts["kl"] == 0
     assert texts["kl:on_policy=1.0"] == 2 * texts["kl:on_policy=0.5"] == texts["minillm"] == 240 * 6
-    assert 0 < texts["distillm"] < 240 * 6
+    assert 0 < texts["distillm/skl"] < 240 * 6
     record = {
         "status": "done",
         "spec": off.cell.as_dict(),
@@ -374,7 +440,7 @@ def test_student_text_that_would_never_come_is_refused(tmp_path: Path) -> None:
     made = make(tmp_path, tables=(), teacher="tiny:teacher-sp", student="tiny:student-bpe",
                 methods=("gkd", "minillm", "dskd-eta:on_policy=1"), seeds=(1,))  # fmt: skip
     states = {step.cell.method: step for step in made.steps if step.cell.training}
-    assert states["dskd-eta:on_policy=1.0"].state == "run"
+    assert states["dskd-eta/kl:on_policy=1.0"].state == "run"
     assert all("one vocabulary" in states[name].reason for name in ("gkd", "minillm"))
 
 

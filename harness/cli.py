@@ -44,6 +44,8 @@ examples:
   python reproduce.py --teacher MODEL --student MODEL --methods sft,dskd-v2/kl --data DIR
   python reproduce.py --explain dskd-v2/srkl            what exactly is computed, and by whose authority
   python reproduce.py --check                           whether losses, records and tables are what they were
+  python reproduce.py --compare HEAD~1 HEAD             what moved between two commits or results folders
+  python reproduce.py --import FILE --source "Uni X"    show somebody else's record as external
 
 A finished cell is never run again: after an interruption, the same command goes on.
 """
@@ -171,6 +173,17 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "--accept", action="store_true", help="make results and losses of now the references; needs --reason"
     )
     group.add_argument("--reason", metavar="TEXT", help="why the references change; kept in their file")
+    group.add_argument(
+        "--compare", metavar=("A", "B"), nargs=2, help="differences between two results folders or commits"
+    )
+    group.add_argument(
+        "--import",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="take in records from elsewhere, to be shown as external and counted nowhere; needs --source",
+    )
+    group.add_argument("--source", metavar="NAME", help="whose records --import takes in")
 
 
 def _which(group: argparse._ArgumentGroup) -> None:
@@ -311,6 +324,10 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "fetch": lambda: commands.fetch(options.fetch, _cache(options)),
         "merge": lambda: commands.merge(options.merge, options.results),
         "check": lambda: _upkeep().check(options.check, _chosen(options, arguments)),
+        "compare": lambda: _upkeep().compare(*options.compare, _chosen(options, arguments)),
+        "import": lambda: _upkeep().take_in(
+            getattr(options, "import"), options.source, _chosen(options, arguments)
+        ),
         "accept": lambda: _upkeep().accept(options.reason or "", _chosen(options, arguments)),
         "save_student": lambda: commands.save_student(
             options.save_student, options.output, _settings(options, arguments), options.jobs
@@ -326,6 +343,12 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
     if options.output is not None and not options.leaderboard and options.save_student is None:
         raise PlanError("--output belongs to --save-student and --leaderboard")
+    if options.source is not None and getattr(options, "import") is None:
+        raise PlanError("--source goes with --import")
+    if getattr(options, "import") is not None and options.source is None:
+        raise PlanError("--import needs --source NAME: whose records are these?")
+    if options.compare and options.export == "tex":
+        raise PlanError("--compare prints md, csv or json, not tex")
     if options.reason is not None and not options.accept:
         raise PlanError("--reason goes with --accept")
     if asked:
@@ -346,7 +369,7 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _leaderboard(options: argparse.Namespace) -> int:
     results = options.results.resolve()
     target = (options.output or results / "leaderboard.html").resolve()
-    if not (results / "records").is_dir():
+    if not any((results / name).is_dir() for name in ("records", "external")):
         raise PlanError(f"--results {options.results} holds no records")
     if target.is_dir() or not os.access(_first_folder(target), os.W_OK):
         raise PlanError(f"--output {options.output or target} cannot be written")

@@ -35,6 +35,7 @@ def reproduce(request: Request, options: Options) -> int:
     planned, store = _plan(request, options)
     outcomes: dict[str, Outcome] = {}
     if planned.of("run"):
+        _check_imports(store, request.scale)
         _look_first(planned, options)
     todo = planned.of("run")
     if todo:
@@ -55,6 +56,14 @@ def reproduce(request: Request, options: Options) -> int:
         _say(f"failed: {step.title}: {reason}")
     whole = not run.failures(planned, outcomes) and not planned.of("refused")
     return 0 if whole else 1
+
+
+def _check_imports(store: Store, scale: str) -> None:
+    """The tables show what was imported; StoreError for a damaged file is due now, not after hours."""
+    from harness import external
+
+    for _ in external.kept(store.root, scale):
+        pass
 
 
 def _look_first(planned: Plan, options: Options) -> None:
@@ -303,12 +312,13 @@ def leaderboard(
         made = pages.make(store, target, cache, scale=scale, data=data)
     except StatisticsError as error:
         raise StoreError(str(error)) from None
-    if not made.records:
+    if not made.records + made.external:
         raise plan.PlanError(f"{results} holds no records" + (f" of scale {scale}" if scale else ""))
     text = made.html.encode()
     write_whole(target, text)
     boards = f"{made.boards} board{'s' if made.boards != 1 else ''}"
-    print(f"{target}: {made.records} records on {boards}, {len(text) / 1e6:.1f} MB")
+    more = f" and {made.external} external" if made.external else ""
+    print(f"{target}: {made.records} records{more} on {boards}, {len(text) / 1e6:.1f} MB")
     for line in made.left_out:
         _say(f"not in the page: {line}")
     return 0

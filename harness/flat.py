@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def table(result: TableVerdict) -> str:
-    """One line per cell, then one per claim (``row`` holds its id) and one per pair of rows of a claim."""
+    """A line per cell, external number (``reason``: whose), claim (``row``: its id) and pair of a claim."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -34,6 +34,11 @@ def table(result: TableVerdict) -> str:
         for cell in row.cells.values():
             more = _of_row(row) if cell.column == AVERAGE else {}
             writer.writerow({**base, "kind": "cell", **about, **_cell(cell), **more})
+    for outside in result.external:
+        about = {"side": outside.row.side, "row": outside.row.label, "method": outside.row.method}
+        about |= {"reason": "; ".join(filter(None, (outside.source, outside.unlike)))}
+        for column, estimate in outside.cells.items():
+            writer.writerow({**base, "kind": "external", **about, "column": column, **_estimate(estimate)})
     for claim in result.claims:
         said = {
             "verdict": claim.verdict,
@@ -105,6 +110,7 @@ def as_dict(result: TableVerdict, pairs_info: Mapping[str, str]) -> dict[str, An
         "rows": [_row_dict(row) for row in result.rows.values()],
         "claims": [asdict(claim) for claim in result.claims],
         "census": asdict(result.census),
+        "external": [asdict(outside) for outside in result.external],
     }
 
 

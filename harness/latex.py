@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.page import COSTS, Block, Page, Text, claim_source, claim_words
+from harness.page import COSTS, OUTSIDE, Block, Page, Text, claim_source, claim_words
 
 PACKAGES = ("booktabs", "adjustbox")
 
@@ -71,15 +71,29 @@ def _scores(page: Page) -> list[str]:
             found.append(["\\quad{\\scriptsize published}", *published])
         return found
 
-    return _tabular(["row", *columns], [(block.heading, rows(block)) for block in page.blocks])
+    blocks = []
+    for block in page.blocks:
+        blocks.append((block.heading, rows(block)))
+        outside = [
+            [f"\\emph{{{escaped(row.label)}}}", *(_interval("", row.cells[column]) for column in columns)]
+            for row in block.outside
+        ]
+        blocks += [(OUTSIDE, outside)] if outside else []
+    return _tabular(["row", *columns], blocks)
 
 
 def _ours(cell: Text) -> str:
     mean = f"\\textbf{{{escaped(cell.ours)}}}" if cell.best else escaped(cell.ours)
-    if not cell.interval:
+    return _interval(mean, cell.interval)
+
+
+def _interval(mean: str, interval: str) -> str:
+    """A mean with ``[low, high]`` as sub- and superscript; the mean may stand before the bracket."""
+    before, _, inside = interval.partition("[")
+    if not inside:
         return mean
-    low, high = cell.interval.strip("[]").split(", ")
-    return f"{mean}$_{{{low}}}^{{{high}}}$"
+    low, high = inside.rstrip("]").split(", ")
+    return f"{mean}{before.strip()}$_{{{low}}}^{{{high}}}$"
 
 
 def _costs(page: Page) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evals import programs, suites
 from harness.statistics import Estimate
 from harness.tables import AVERAGE, Figure, Table
-from harness.verdict import CellVerdict, Census, ClaimVerdict, RowVerdict, TableVerdict
+from harness.verdict import CellVerdict, Census, ClaimVerdict, External, RowVerdict, TableVerdict
 
 #: One character for each verdict.
 MARKS = {
@@ -26,6 +26,9 @@ MARKS = {
     "not run": "·",
     "failed": "!",
 }
+
+#: Above rows from elsewhere.
+OUTSIDE = "external: not measured here, counted nowhere"
 
 #: What a verdict means for a claim.
 CLAIM_WORDS = {"agrees": "agrees: holds", "differs": "differs: does not hold"}
@@ -61,12 +64,22 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """A row from elsewhere in words."""
+
+    label: str  #: row and source
+    cells: Mapping[str, str]  #: mean and interval by column; empty where it has none
+    note: str
+
+
+@dataclass(frozen=True)
 class Block:
     """The rows of one side."""
 
     side: str
     heading: str
     lines: tuple[Line, ...]
+    outside: tuple[Outside, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,17 @@ def _block(result: TableVerdict, side: str, info: str) -> Block:
     )
     pair = table.pair(result.scale, side)
     about = pair or f"not run: {table.absent[result.scale].get(side, '')}"
-    return Block(side, f"{SIDES[side]}, {about}" + (f" ({info})" if info else ""), lines)
+    outside = tuple(_outside(each, table) for each in result.external if each.row.side == side)
+    return Block(side, f"{SIDES[side]}, {about}" + (f" ({info})" if info else ""), lines, outside)
+
+
+def _outside(external: External, table: Table) -> Outside:
+    cells = dict.fromkeys(table.columns, "")
+    for column, estimate in external.cells.items():
+        cells[column] = f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    seeds = f"seeds {', '.join(map(str, external.seeds))}" if external.row.trained else ""
+    note = "; ".join(part for part in (seeds, external.unlike) if part)
+    return Outside(f"{external.row.label} (external: {external.source})", cells, note)
 
 
 def _best(rows: Sequence[RowVerdict], column: str) -> set[str]:

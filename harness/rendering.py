@@ -5,11 +5,12 @@ What is kept does not depend on the machine: it is made as if no model and no da
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import figure, methods, pairs, plan, report, run, tables, verdict
+from harness import external, figure, methods, pairs, plan, report, run, tables, verdict
 from harness.files import write_whole
 from harness.plan import Plan, Request
 from harness.pool import Outcome
@@ -40,9 +41,17 @@ def judged(planned: Plan, store: Store, outcomes: Mapping[str, Outcome]) -> Iter
     scale = planned.request.scale
     found = run.entries(planned, store, outcomes)
     for table in planned.tables:
-        shown = _shown(table, planned, found[table.id])
         info = {side: _pair_words(name) for side, name in table.pairs[scale].items()}
-        yield Judged(verdict.judge(shown, scale, found[table.id]), info)
+        result = judge(table, planned, found[table.id])
+        places = ((place.partition(" "), step.cell) for step in planned.steps for place in step.rows)
+        ours = {row: cell for (name, _, row), cell in places if name == table.id}
+        outside = external.rows(result.table, scale, store.root, ours)
+        yield Judged(dataclasses.replace(result, external=outside), info)
+
+
+def judge(table: Table, planned: Plan, entries: Mapping[str, Sequence[verdict.Entry]]) -> TableVerdict:
+    """A planned table by its entries, over the suites that all of them have."""
+    return verdict.judge(_shown(table, planned, entries), planned.request.scale, entries)
 
 
 def _shown(table: Table, planned: Plan, entries: Mapping[str, Sequence[verdict.Entry]]) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table as Grid
 
-from harness import flat, latex, verdict
-from harness.page import COSTS, MARKS, Block, Page, Text, claim_source, claim_words, of
+from harness import flat, latex, markdown, verdict
+from harness.markdown import escaped, foreign
+from harness.page import COSTS, MARKS, OUTSIDE, Block, Page, Text, claim_source, claim_words, of
 from harness.tables import AVERAGE, Table
 from harness.verdict import ClaimVerdict, Entry, TableVerdict
 
@@ -97,6 +97,7 @@ def _terminal(page: Page, width: int, color: bool) -> str:
             _stack(console, block)
         if width >= 100 and any(any(line.costs) for line in block.lines):
             console.print(_grid_costs(block))
+        _print_outside(console, page, block)
     _terminal_foot(console, page)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
@@ -154,6 +155,20 @@ def _grid_costs(block: Block) -> Grid:
     return grid
 
 
+def _print_outside(console: Console, page: Page, block: Block) -> None:
+    """Rows from elsewhere, column under column: they may lack any."""
+    if block.outside:
+        console.print(f"[bold]{OUTSIDE}[/]")
+    for row in block.outside:
+        said = "  ".join(
+            f"{column} {row.cells[column]}" for column in page.table.columns if row.cells[column]
+        )
+        console.print(escape(row.label), style="italic")
+        console.print(Padding(escape(said or "none of these suites"), (0, 0, 0, 2)))
+        if row.note:
+            console.print(Padding(escape(row.note), (0, 0, 0, 2)), style="dim")
+
+
 def _terminal_foot(console: Console, page: Page) -> None:
     if page.claims:
         console.print("\n[bold]Claims[/]")
@@ -173,45 +188,42 @@ def _terminal_foot(console: Console, page: Page) -> None:
 
 
 def _markdown(page: Page) -> str:
-    parts = [f"# {_md(page.title)}\n"]
+    parts = [f"# {escaped(page.title)}\n"]
     for block in page.blocks:
         columns = page.table.columns
         head = ["row", *columns]
         body = [
-            [_md(line.label), *(_md_cell(line.cells[column]) for column in columns)] for line in block.lines
+            [escaped(line.label), *(_md_cell(line.cells[column]) for column in columns)]
+            for line in block.lines
         ]
-        parts += [f"## {_md(block.heading)}\n", _md_table(head, body)]
-        costs = [[_md(line.label), *line.costs] for line in block.lines if any(line.costs)]
+        parts += [f"## {escaped(block.heading)}\n", markdown.table(head, body)]
+        costs = [[escaped(line.label), *line.costs] for line in block.lines if any(line.costs)]
         if costs:
-            parts.append(_md_table(["spread and cost", *COSTS], costs))
+            parts.append(markdown.table(["spread and cost", *COSTS], costs))
+        if block.outside:
+            rows = [
+                [f"*{foreign(row.label)}*", *(row.cells[column] for column in columns), foreign(row.note)]
+                for row in block.outside
+            ]
+            parts.append(markdown.table([OUTSIDE, *columns, "note"], rows))
     if page.claims:
         parts.append("## Claims\n")
         parts.append("".join(_md_claim(claim) for claim in page.claims))
-    parts.append(f"## Census\n\n{_md(page.census)}\n")
-    parts.append("".join(f"- {_md(note)}\n" for note in page.notes if note))
+    parts.append(f"## Census\n\n{escaped(page.census)}\n")
+    parts.append("".join(f"- {escaped(note)}\n" for note in page.notes if note))
     return "\n".join(parts)
-
-
-def _md(text: str) -> str:
-    return re.sub(r"([\\|*_<>`~])", r"\\\1", text)
 
 
 def _md_cell(cell: Text) -> str:
     ours = f"**{cell.ours}**" if cell.best else cell.ours
-    return f"{ours} {cell.interval}".rstrip() + f"<br>{cell.published} {_md(cell.mark)}"
-
-
-def _md_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+    return f"{ours} {cell.interval}".rstrip() + f"<br>{cell.published} {escaped(cell.mark)}"
 
 
 def _md_claim(claim: ClaimVerdict) -> str:
-    lines = [f"- **{claim_words(claim)}**: {_md(claim.claim.text)}. {_md(claim.reason)}."]
+    lines = [f"- **{claim_words(claim)}**: {escaped(claim.claim.text)}. {escaped(claim.reason)}."]
     if claim.size:
-        lines.append(f"  Size {claim.size[0]}: {_md(claim.size[1])}.")
-    lines.append(f"  Source: {_md(claim_source(claim))}.")
-    lines += [
-        f"  - {MARKS[p.verdict]} {_md(p.name)}: {_md(p.reason)}".replace("- ~", "- \\~") for p in claim.pairs
-    ]
+        lines.append(f"  Size {claim.size[0]}: {escaped(claim.size[1])}.")
+    lines.append(f"  Source: {escaped(claim_source(claim))}.")
+    pairs = (f"  - {MARKS[p.verdict]} {escaped(p.name)}: {escaped(p.reason)}" for p in claim.pairs)
+    lines += [pair.replace("- ~", "- \\~") for pair in pairs]
     return "\n".join(lines) + "\n"

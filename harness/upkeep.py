@@ -1,4 +1,4 @@
-"""Commands that keep results honest: hold them against references, and change references for a reason."""
+"""Commands that keep results honest: against references, against other results, and from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import methods, plan, references, regression, rendering, run, tables
+from harness import comparing, methods, plan, references, regression, rendering, run, tables
 from harness.commands import Options, execute
 from harness.plan import Plan, Request
 from harness.regression import Comparison, Finding
@@ -173,3 +173,33 @@ def accept(reason: str, options: Options) -> int:
         if len(changed) > references.LISTED:
             print(f"  and {len(changed) - references.LISTED} more", file=sys.stdout)
     return 0
+
+
+def compare(first: str, second: str, options: Options) -> int:
+    """Print how two results folders or commits differ. 0 whatever they say."""
+    print(comparing.render(comparing.compare(first, second), options.export or "md"), end="")
+    return 0
+
+
+def take_in(files: Sequence[Path], source: str, options: Options) -> int:
+    """Check records from elsewhere, all before any is kept; say where each is shown."""
+    from harness import external
+
+    given = [(str(file), external.read(file)) for file in files]
+    paths = external.take_in(options.settings.results, given, source)
+    for (_, record), path in zip(given, paths, strict=True):
+        spec = record["spec"]
+        print(f"{path}: {spec['pair']} {spec['method']} seed {spec['seed']}, external, from {source.strip()}")
+        print(f"  {_shown_in(spec)}")
+    return 0
+
+
+def _shown_in(spec: Mapping[str, Any]) -> str:
+    """The tables that have a row for an external record."""
+    from harness.external import is_of
+
+    every = map(tables.load, tables.ids())
+    found = [table.id for table in every if any(is_of(spec, table, row) for row in table.rows)]
+    if not found:
+        return "no table has a row for it; the leaderboard shows it"
+    return f"shown in table{'s' * (len(found) > 1)} {', '.join(found)} and in the leaderboard"

@@ -117,6 +117,17 @@ class Census:
 
 
 @dataclass(frozen=True)
+class External:
+    """Numbers from elsewhere for a row: shown beside it, counted nowhere (harness/external.py)."""
+
+    row: Row
+    source: str
+    seeds: tuple[int, ...]
+    cells: Mapping[str, Estimate]  #: by column; those it has
+    unlike: str  #: how its settings differ from ours; empty if they do not
+
+
+@dataclass(frozen=True)
 class TableVerdict:
     """Everything a report needs."""
 
@@ -125,6 +136,7 @@ class TableVerdict:
     rows: Mapping[str, RowVerdict]
     claims: tuple[ClaimVerdict, ...]
     census: Census
+    external: tuple[External, ...] = ()
 
 
 def judge(table: Table, scale: str, cells_by_row: Mapping[str, Sequence[Entry]]) -> TableVerdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from evals import suites
-from harness import pairs, scales
+from harness import external, pairs, scales
 from harness.cells import UNTRAINED, Cell, SuiteRun
-from harness.store import SCHEMA, Store
+from harness.store import SCHEMA, Store, canonical, checksum
 
 PAIR = "small/smollm2-same"
 ITEMS = 12
@@ -124,6 +125,20 @@ def _training(seed: int) -> dict[str, Any]:
 
 
 MEANS = {"kl": 30.0, "rkl": 29.9, "sft": 25.0, "dskd-v1/kl": 20.0}
+
+
+def elsewhere(
+    results: Path, sent: Path, source: str, method: str, seed: int, mean: float, *, data: Path, **changes: Any
+) -> dict[str, Any]:
+    """A record made in a store at ``sent``, its description changed, and imported into ``results``."""
+    made = json.loads(json.dumps(record(Store(sent), method, seed, mean, data=data)))
+    made["spec"].update(changes)
+    made["cell"] = hashlib.sha256(canonical(made["spec"])).hexdigest()[:16]
+    made["sha256"] = checksum(made)
+    file = sent / f"{made['cell']}.json"
+    file.write_text(json.dumps(made))
+    external.take_in(results, [(str(file), external.read(file))], source)
+    return made
 
 
 def fill(store: Store, data: Path, means: dict[str, float] | None = None, seeds: int = 3) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from some_records import ITEMS, MEANS, NASTY, PAIR, SUITES, data_folder, fill, record
+from some_records import ITEMS, MEANS, NASTY, PAIR, SUITES, data_folder, elsewhere, fill, record
 
 from evals import suites
-from harness import cli, methods, ranking, statistics
+from harness import cli, external, methods, ranking, statistics
 from harness.leaderboard import Made, boards, make
 from harness.leaderboard.boards import Board, gather
 from harness.leaderboard.page import inert
@@ -116,7 +116,7 @@ def test_incomplete_methods_stand_apart_and_are_not_averaged(store: Store, data:
 def test_rows_without_any_record_are_named(store: Store, data: Path) -> None:
     """Rows of the board's tables that nobody ran are not run, which is another thing than absent."""
     made = body(page(store, data))["boards"][0]
-    assert [table["id"] for table in made["tables"]] == ["1", "3", "retention"]
+    assert [table["id"] for table in made["tables"]] == ["3", "retention"]
     missing = {some["method"]: some["reason"] for some in made["apart"]}
     assert missing["dskd-v2/srkl"] == "not run: not yet"
     assert not set(missing) & set(MEANS)
@@ -139,7 +139,7 @@ def test_another_budget_is_another_board(store: Store, data: Path) -> None:
     assert re.fullmatch(PAIR + "~[0-9a-f]{6}", other.id)
     assert [some.method for some in other.entrants] == ["kl"]
     assert {some.method for some in other.references} == {"teacher", "student"}
-    assert [table.id for table in boards.tables_of(usual)] == ["1", "3", "retention"]
+    assert [table.id for table in boards.tables_of(usual)] == ["3", "retention"]
     assert boards.tables_of(other) == []  # no published figure stands beside another protocol
 
 
@@ -225,6 +225,46 @@ def test_published_figures_stand_beside_ours_with_their_status(store: Store, dat
     # the table's average is over five suites, the board's over two
     assert kl["columns"]["avg"]["published"] == "none"
     assert "other suites" in kl["columns"]["avg"]["why"]
+
+
+def test_records_from_elsewhere_stand_beside_and_change_nothing(
+    store: Store, data: Path, tmp_path: Path
+) -> None:
+    before = body(page(store, data))["boards"]
+    for seed in (1, 2, 7):
+        elsewhere(store.root, tmp_path / "sent", "Uni X", "kl", seed, 90.0, data=data)
+    old = [["decoder", 0]]
+    elsewhere(store.root, tmp_path / "sent", "Uni Y", "teacher", 0, 50.0, data=data, versions=old)
+    made = page(store, data)
+    assert (made.records, made.external) == (14, 4)
+    after = body(made)["boards"]
+    shown = after[0].pop("external")
+    assert before[0].pop("external") == []
+    assert after == before
+    assert [(row["label"], row["source"], row["seeds"]) for row in shown] == [
+        ("KL", "Uni X", [1, 2, 7]),
+        ("Teacher", "Uni Y", [0]),
+    ]
+    assert [row["note"] for row in shown] == ["", "decoder 0, the board has 1"]
+    kept = [record for source, record in external.kept(store.root) if source == "Uni X"]
+    mean = statistics.sample(kept, SUITES).runs().mean()
+    assert shown[0]["columns"]["avg"]["mean"] == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_record_from_elsewhere_without_a_board_has_its_own(
+    store: Store, data: Path, tmp_path: Path
+) -> None:
+    sent = tmp_path / "sent"
+    longer = json.loads(json.dumps(record(Store(sent), "kl", 1, 9.0, data=data)))["spec"]["training"]
+    longer["epochs"] += 1
+    elsewhere(store.root, sent, "X", "kl", 1, 9.0, data=data, training=longer)
+    other = {"pair": "a -> b", "group": "code"}
+    elsewhere(store.root, tmp_path / "more", "X", "theirs/zz:a=1", 1, 1.0, data=data, **other)
+    first, second, third = body(page(store, data))["boards"]
+    assert (first["pair"], first["external"]) == (PAIR, [])
+    assert (second["pair"], second["budget"], second["methods"]) == (PAIR, {"epochs": longer["epochs"]}, [])
+    assert (third["pair"], third["external"][0]["label"]) == ("a -> b", "theirs/zz:a=1")
+    assert not any(method["cells"] for board in (second, third) for method in board["apart"])
 
 
 def test_one_seed_gives_no_ranks(tmp_path: Path, data: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from some_records import ITEMS, MEANS, NASTY, PAIR, data_folder, fill, record
+from some_records import ITEMS, MEANS, NASTY, PAIR, data_folder, elsewhere, fill, record
 
 from harness import methods, statistics
 from harness.leaderboard import make
@@ -314,6 +314,38 @@ def test_scripts_in_answers_prompts_and_logs_are_text(page: Page) -> None:
     assert page.texts("#content script, #content img, #content style") == []
     page.open(f"#board={PAIR}&method=srkl")
     assert "<script>window.pwned = 'reason'</script>" in page.texts("p.verdict")[0]
+
+
+@pytest.fixture
+def with_external(driver: Any, tmp_path: Path) -> Iterator[Page]:
+    """A board, and records from elsewhere with all that is nasty in what a record may hold."""
+    methods.load()
+    store, data = Store(tmp_path / "results"), data_folder(tmp_path / "data")
+    fill(store, data)
+    source = "Uni <img src=x onerror=window.pwned=1></script><script>window.pwned=1</script>"
+    elsewhere(store.root, tmp_path / "sent", source, "kl", 7, 90.0, data=data, versions=[[NASTY[0], 1]])
+    elsewhere(store.root, tmp_path / "sent", "Y", "kl", 7, 90.0, data=data, pair=NASTY[1])
+    target = store.root / "leaderboard.html"
+    target.write_text(make(store, target, tmp_path / "cache", data=data).html, encoding="utf-8")
+    yield from _watched(driver, target)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_external_numbers_stand_apart_as_text(with_external: Page, width: int) -> None:
+    page = with_external.open(width=width)
+    assert _ranked(page) == ["kl", "rkl", "sft", "dskd-v1/kl"]
+    assert "14 records and 2 external ones on 2 boards" in page.text()
+    (row,) = page.texts(".external tbody tr")
+    assert "Uni <img src=x onerror=window.pwned=1></script><script>" in row
+    assert f"other {NASTY[0]}" in row or NASTY[0] not in page.text()
+    assert "counted nowhere" in page.texts(".external p")[0]
+    own = page.all("table.overview a, .overview a", "e.getAttribute('href')")
+    page.open(next(link for link in own if "script" in link), width=width)
+    assert "No method has all suites" in page.text()
+    assert page.texts(".external tbody th") == ["KL"]
+    page.run("document.querySelector('details.protocol').open = true")
+    assert "no record of our own" in page.text()
+    assert page.overflow() <= 0
 
 
 def test_search_order_and_pages_of_answers(page: Page) -> None:

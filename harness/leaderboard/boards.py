@@ -2,7 +2,8 @@
 
 A board is a pair at a scale with one way of decoding and one budget. On it a method is an entrant if it has
 every suite and every training seed of the board; whatever falls short stands apart with the reason, and is
-never averaged over what it lacks.
+never averaged over what it lacks. Records from elsewhere stand beside the board of their protocol and take no
+part in anything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dskd import method as methods
 from dskd.method import MethodError, Spec
 from harness import pairs, scales, statistics, store, tables
 from harness.cells import UNTRAINED, Cell
+from harness.external import alike
 from harness.pairs import PairError, PairSpec
 from harness.scales import Setting
 from harness.statistics import Sample
@@ -51,6 +53,15 @@ class Apart:
     records: tuple[Record, ...]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """A method's records from elsewhere, alike but for the seed; shown, never ranked."""
+
+    source: str
+    records: tuple[Record, ...]  #: by training seed
+    note: str  #: in what they depart from the board
+
+
 @dataclass
 class Board:
     """What competes under one protocol."""
@@ -66,6 +77,7 @@ class Board:
     references: list[Entrant]
     apart: list[Apart]
     notes: list[str] = field(default_factory=list)  #: records that were passed over, and why
+    external: list[Outside] = field(default_factory=list)
 
     @property
     def everyone(self) -> list[Entrant]:
@@ -74,17 +86,19 @@ class Board:
 
     @property
     def records(self) -> list[Record]:
-        """All records shown, those apart included."""
+        """All records of our own that are shown, those apart included."""
         shown = [some.records for some in self.everyone] + [some.records for some in self.apart]
         return [record for records in shown for record in records]
 
 
-def gather(records: Iterable[Record]) -> list[Board]:
-    """All boards, by scale, group and pair."""
+def gather(records: Iterable[Record], external: Iterable[tuple[str, Record]] = ()) -> list[Board]:
+    """All boards, by scale, group and pair. ``external``: (source, record)s from elsewhere."""
     groups: dict[bytes, list[Record]] = defaultdict(list)
     for record in records:
         groups[_frame(record["spec"])].append(record)
     found = [board for some in groups.values() for board in _split(some)]
+    for source, some in alike(external):
+        _stand_beside(found, source, some)
     names = list(pairs.PAIRS)
     found.sort(key=lambda board: (
         scales.SCALES.index(board.scale), _GROUPS.index(board.group),
@@ -137,6 +151,26 @@ def _split(records: Sequence[Record]) -> list[Board]:
     if not trained:
         return [_board(references, {})]
     return [_board([*some, *references], budgets[key]) for key, some in trained.items()]
+
+
+def _stand_beside(boards: list[Board], source: str, records: Sequence[Record]) -> None:
+    """Put records from elsewhere beside the board of their protocol; where none has it, on an empty one."""
+    spec = records[0]["spec"]
+    budget = None if spec["method"] in UNTRAINED else _budget(spec)
+    board = next((board for board in boards if _has_protocol(board, spec, budget)), None)
+    if board is None:
+        suites, pair = _suites(records), _pair(spec)
+        board = Board(pair.name, spec["scale"], pair, spec["group"], suites, (), budget or {}, [], [], [])
+        boards.append(board)
+    usual = _usual(board.records)
+    note = "; ".join(dict.fromkeys(filter(None, (_unlike(record, usual) for record in records))))
+    board.external.append(Outside(source, tuple(records), note))
+
+
+def _has_protocol(board: Board, spec: Mapping[str, Any], budget: Mapping[str, Any] | None) -> bool:
+    """Whether a description is of the board's pair, decoding and items, and trained as its methods are."""
+    shown = [*board.records, *(record for some in board.external for record in some.records)]
+    return _frame(shown[0]["spec"]) == _frame(spec) and (budget is None or budget == board.budget)
 
 
 def _pair(spec: Mapping[str, Any]) -> PairSpec:
@@ -229,7 +263,7 @@ def _unlike(record: Record, usual: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value}, the board has {usual[name]}" if name in _COUNTED else f"other {name}"
         for name, value in _conditions(record).items()
-        if value != usual[name]
+        if value != usual.get(name, value)
     )
 
 

@@ -69,7 +69,7 @@ const later_ = (act) => requestAnimationFrame(() => requestAnimationFrame(act));
 
 function start() {
   themed();
-  document.getElementById("about").textContent = `${count(DATA.records, "record", "records")} on ${count(DATA.boards.length, "board", "boards")}. Scores are points from 0 to 100; every number leads to the records it is made of.`;
+  document.getElementById("about").textContent = `${count(DATA.records, "record", "records")}${DATA.external ? ` and ${count(DATA.external, "external one", "external ones")}` : ""} on ${count(DATA.boards.length, "board", "boards")}. Scores are points from 0 to 100; every number leads to the records it is made of.`;
   document.getElementById("main").replaceChildren(form.form, content);
   document.getElementById("footer").append(
     h("p", { class: "quiet" }, DATA.leftOut.length ? `Not in this page: ${DATA.leftOut.join("; ")}.` : "This page holds every score and every answer of these records."),

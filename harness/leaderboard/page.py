@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from harness import external
 from harness.leaderboard import examples, summary
 from harness.leaderboard.boards import Board, gather
 from harness.leaderboard.examples import Answers, Run, pack
@@ -37,6 +38,7 @@ class Made:
     html: str
     boards: int
     records: int
+    external: int  #: records from elsewhere
     left_out: tuple[str, ...]  #: what the page says it does not hold
 
 
@@ -48,7 +50,8 @@ def make(store: Store, target: Path, cache: Path, *, scale: str | None = None, d
     StatisticsError for scores with holes.
     """
     records = list(store.all(scale))
-    boards = gather(records)
+    imported = list(external.kept(store.root, scale))
+    boards = gather(records, imported)
     described = [summary.describe(board) for board in boards]
     packs: dict[str, str] = {}
     answers = _add_examples(boards, described, store, room, packs)
@@ -58,10 +61,11 @@ def make(store: Store, target: Path, cache: Path, *, scale: str | None = None, d
     body = {
         "boards": described,
         "records": len(records),
+        "external": len(imported),
         "results": _relative(store.root, target),
         "leftOut": left_out,
     }
-    return Made(_html(body, packs), len(boards), len(records), left_out)
+    return Made(_html(body, packs), len(boards), len(records), len(imported), left_out)
 
 
 def _relative(root: Path, target: Path) -> str:

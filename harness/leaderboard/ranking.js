@@ -123,7 +123,8 @@ function boardView(board, state) {
       board.methods.length ? rankingTable(board, column) : null,
       h("p", { class: "quiet" }, legendWords(board, column)),
       notRun(board),
-      familyLegend(methodsOf(board))),
+      familyLegend(methodsOf(board)),
+      externalTable(board)),
     methodsOf(board).length ? h("div", { class: "figures" }, costFigure(board, column), curvesFigure(board)) : null,
     compareForm(board),
     claimsList(board),
@@ -254,6 +255,21 @@ function otherColumns(column) {
   ];
 }
 
+/** Records from elsewhere: in no rank, mean, test or claim of the board. */
+function externalTable(board) {
+  if (!board.external.length) return null;
+  const names = [...(board.suites.length > 1 ? [AVERAGE] : []), ...board.suites.map((suite) => suite.name)];
+  const score = (row, name) => {
+    const of = row.columns[name];
+    return of ? [points(of.mean), " ", h("span", { class: "nowrap" }, range(of.low, of.high))] : "";
+  };
+  const heads = [["Method", ""], ["From", ""], ["Seeds", ""], ...names.map((name) => [name === AVERAGE ? "Average" : name, "number"]), ["Note", ""]];
+  return h("section", { class: "external" }, h("h3", {}, "External"),
+    h("p", { class: "quiet" }, "Numbers that others sent. They were not measured here and are counted nowhere: in no rank, difference, plot or claim."),
+    scrolling(`External numbers for ${board.id}`, heads, board.external.map((row) => [
+      row.label, row.source, row.seeds.join(", "), ...names.map((name) => score(row, name)), row.note]), []));
+}
+
 /** Rows of the board's tables without any record, by reason. */
 function notRun(board) {
   const missing = board.apart.filter((method) => !method.cells.length);
@@ -283,6 +299,7 @@ function protocol(board) {
   return h("details", { class: "protocol" }, h("summary", {}, "Protocol, data and machine"),
     later(open(board.records), (records) => {
       const first = board.methods.concat(board.apart).flatMap((method) => method.cells.map((cell) => records[cell.id].record));
+      if (!first.length) return h("p", { class: "quiet" }, "There is no record of our own on this board.");
       const trained = first.find((record) => record.spec.training) || first[0];
       const machines = unique(first.map((record) => machineWords(record)));
       return [

@@ -11,7 +11,8 @@ from dskd import method as methods
 from dskd.method import MethodError
 from harness import page as words
 from harness import ranking, statistics, tables, verdict
-from harness.leaderboard.boards import Apart, Board, Entrant, Record, family, label, tables_of
+from harness.cells import UNTRAINED
+from harness.leaderboard.boards import Apart, Board, Entrant, Outside, Record, family, label, tables_of
 from harness.ranking import Ranking
 from harness.statistics import Estimate, Sample, StatisticsError
 from harness.tables import AVERAGE, Table
@@ -40,6 +41,9 @@ def describe(board: Board) -> Data:
         "budget": dict(board.budget),
         "methods": [_method(board, entrant, said.get(entrant.method)) for entrant in shown],
         "apart": [_apart(some, board) for some in _all_apart(board, said)],
+        "external": sorted(
+            (_outside(some, board) for some in board.external), key=lambda row: (row["label"], row["source"])
+        ),
         "views": {column: _view(board, column) for column in (AVERAGE, *board.suites)},
         "claims": [claim for result in judged for claim in _claims(result)],
         "tables": [_table(result.table) for result in judged],
@@ -197,6 +201,25 @@ def _apart(some: Apart, board: Board) -> Data:
     }
     cells = [_cell(record) for record in some.records]
     return {**_named(some.method), "reason": some.reason, "cells": cells, "runs": runs}
+
+
+def _outside(some: Outside, board: Board) -> Data:
+    """What there is from elsewhere: the suites it has, and their average where it has all of the board's."""
+    method = some.records[0]["spec"]["method"]
+    there = [suite for suite in board.suites if suite in some.records[0]["scores"]]
+    columns = {}
+    if there:
+        sample = statistics.sample(some.records, there, trained=method not in UNTRAINED)
+        whole = [AVERAGE, *there] if len(there) == len(board.suites) else there
+        columns = {column: _estimate(statistics.estimate(_part(sample, column))) for column in whole}
+    return {
+        "method": method,
+        "label": label(method),
+        "source": some.source,
+        "seeds": [record["spec"]["seed"] for record in some.records],
+        "columns": columns,
+        "note": some.note,
+    }
 
 
 def _mean(scores: Mapping[str, Any]) -> float | None:

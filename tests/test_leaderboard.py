@@ -116,7 +116,7 @@ def test_incomplete_methods_stand_apart_and_are_not_averaged(store: Store, data:
 def test_rows_without_any_record_are_named(store: Store, data: Path) -> None:
     """Rows of the board's tables that nobody ran are not run, which is another thing than absent."""
     made = body(page(store, data))["boards"][0]
-    assert [table["id"] for table in made["tables"]] == ["3", "retention"]
+    assert [table["id"] for table in made["tables"]] == ["3", "field", "retention"]
     missing = {some["method"]: some["reason"] for some in made["apart"]}
     assert missing["dskd-v2/srkl"] == "not run: not yet"
     assert not set(missing) & set(MEANS)
@@ -139,7 +139,7 @@ def test_another_budget_is_another_board(store: Store, data: Path) -> None:
     assert re.fullmatch(PAIR + "~[0-9a-f]{6}", other.id)
     assert [some.method for some in other.entrants] == ["kl"]
     assert {some.method for some in other.references} == {"teacher", "student"}
-    assert [table.id for table in boards.tables_of(usual)] == ["3", "retention"]
+    assert [table.id for table in boards.tables_of(usual)] == ["3", "field", "retention"]
     assert boards.tables_of(other) == []  # no published figure stands beside another protocol
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import hashlib
@@ -382,3 +383,34 @@ def test_damaged_weights_with_a_known_hash_are_refused(
     damage(blob, "flipped")
     with pytest.raises(sources.SourceError, match=r"SHA-256 differs.*--fetch a/b"):
         locate.model("a/b", tmp_path, lambda stage, part: None)
+
+
+# the page about all this
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "faults.md").read_text(encoding="utf-8")
+    lines = [
+        line for line in text.splitlines() if line.startswith("|") and not line.startswith(("| fault", "|-"))
+    ]
+    assert len(lines) > 50
+    for line in lines:
+        fault, test, lost = (part.strip() for part in line.strip("|").split("|"))
+        assert fault and lost, line
+        assert _defined(root / "tests", *test.strip("`").split("::")), test
+
+
+def _defined(folder: Path, file: str, *path: str) -> bool:
+    """Whether a test module defines a test, perhaps in a class."""
+    body: list[Any] = [ast.parse((folder / file).read_text(encoding="utf-8"))]
+    for name in path:
+        body = [node for parent in body for node in parent.body if getattr(node, "name", "") == name]
+    return bool(body) and path[-1].startswith("test_")
+
+
+def test_a_test_that_is_not_there_is_noticed() -> None:
+    folder = Path(__file__).parent
+    assert not _defined(folder, "test_kill.py", "test_no_such_thing")
+    assert not _defined(folder, "test_sandbox.py", "test_no_network")  # it is in a class
+    assert _defined(folder, "test_sandbox.py", "TestNamespaces", "test_no_network")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,14 @@ from harness.store import Store, core
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
+
+
+@pytest.fixture(autouse=True)
+def _heeds_ctrl_c() -> Iterator[None]:
+    """A background job ignores it, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +157,8 @@ def interrupt(process: subprocess.Popen[str], draw: random.Random) -> bool:
     return True
 
 
+#: Exit codes that may follow; 0 and 1 where the fault came too late.
+CODES = {-signal.SIGKILL, 0, 1}, {130, 0, 1}
 KILLS = {
     "SIGKILL of the command": kill_command,
     "SIGKILL of a worker": kill_worker,
@@ -215,17 +226,18 @@ class Storm:
         # mostly early: what a run before has done need not be done again
         moment = None if self.over else 1.0 + self.longest * self.draw.random() ** 2
         process, started = start(self.command, results), time.monotonic()
+        codes = {0, 1}
         try:
             process.communicate(timeout=moment)
             self.longest = min(self.longest, max(5.0, time.monotonic() - started))
         except subprocess.TimeoutExpired:
             self.stages[self.stage(process, results)] += 1
-            kinds = KILLS if self.draw.random() < 0.8 else POLITE
+            kinds, codes = (KILLS, CODES[0]) if self.draw.random() < 0.8 else (POLITE, CODES[1])
             kind = self.draw.choice(sorted(kinds))
             self.injected[kind] += kinds[kind](process, self.draw)
         output = process.communicate(timeout=3000)[0]
         assert "Traceback" not in output, output
-        assert process.returncode in (0, 1, 130, -signal.SIGKILL), (process.returncode, output)
+        assert process.returncode in codes, (process.returncode, output)
         return process.returncode == 0
 
     def stage(self, process: subprocess.Popen[str], results: Path) -> str:

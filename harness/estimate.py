@@ -6,12 +6,14 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dskd.method import MethodError, create
 from dskd.student_text import StudentText
 from harness.cells import UNTRAINED, Cell
-from harness.pairs import MODELS, ModelFacts, PairSpec
+from harness.folder import FolderError, ModelFolder
+from harness.pairs import MODELS, ModelFacts, PairSpec, is_local
 from harness.scales import DATA
 
 #: A teacher's hidden states on one text set that are larger than this are recomputed instead of kept (bytes).
@@ -31,10 +33,16 @@ ITEMS = {
     "gsm8k": 1319, "math500": 500, "humaneval": 164, "mbpp": 500,
 }  # fmt: skip
 
-#: Seconds on one core (tiny) or one machine (small) before any record says better: (training, scoring).
-FIRST_GUESS = {"tiny": (30.0, 5.0), "small": (900.0, 600.0)}
-FIRST_PER_TEXT = {"tiny": 0.015, "small": 2.0}  #: seconds for a text of the student's, as in ``text_guess``
+#: Seconds of a tiny cell on one core before any record says better.
+TINY_TRAINING, TINY_SCORING, TINY_TEXT = 30.0, 5.0, 0.015
 
+#: The same for small, on two cores: the FLOPs above at a sustained rate and, for every token that is written,
+#: what does not grow with the model (sampling, Python, starting many small products). Set by the costs in
+#: results/records/small, of a machine that did other work too; within a factor of three of each.
+CPU_FLOPS = 110e9
+CPU_TOKEN = 0.002
+#: A model of unknown size is taken for the smallest one that answers in sentences (SmolLM2-135M).
+UNKNOWN_SIZE = 135e6
 
 #: Answers in training are written a global batch at a time, in scoring many more side by side.
 SLOWER_IN_TRAINING = 2.0
@@ -73,7 +81,7 @@ class History:
                         spent.per_text.append(SLOWER_IN_TRAINING * decode / _answers(record) + trained)
         return history
 
-    def guess(self, cell: Cell) -> float:
+    def guess(self, cell: Cell, pair: PairSpec) -> float:
         """Seconds: the median of the most similar finished cells, else a first guess."""
         own, *others = _keys(cell.as_dict())
         if own in self.seconds:
@@ -81,17 +89,57 @@ class History:
         for key in others:
             if key in self.seconds:
                 known = statistics.median(self.seconds[key].total) * _samples(cell)
-                return known + self.text_guess(cell)
-        train, score = FIRST_GUESS.get(cell.scale, (0.0, 0.0))
-        return score + (train if cell.training is not None else 0.0) + self.text_guess(cell)
+                return known + self.text_guess(cell, pair)
+        return first_guess(cell, pair) + self.text_guess(cell, pair)
 
-    def text_guess(self, cell: Cell) -> float:
+    def text_guess(self, cell: Cell, pair: PairSpec) -> float:
         """Seconds that student text adds: to write an answer and train on it, by cells without such text."""
         texts = student_texts(cell)
         for key in _keys(cell.as_dict())[1:]:
             if texts and key in self.seconds and self.seconds[key].per_text:
                 return texts * statistics.median(self.seconds[key].per_text)
-        return texts * FIRST_PER_TEXT.get(cell.scale, 0.0)
+        return first_text_guess(cell, pair)
+
+
+def first_guess(cell: Cell, pair: PairSpec) -> float:
+    """Seconds without student text, by no record; 0 at paper, which is reckoned in GPU hours."""
+    if cell.scale == "tiny":
+        return TINY_SCORING + (TINY_TRAINING if cell.training is not None else 0.0)
+    if cell.scale != "small":
+        return 0.0
+    student, teacher = size(pair.student), size(pair.teacher)
+    scored = _answers_of(cell) * _writing(cell, teacher if cell.method == "teacher" else student)
+    trained = _train_flops(cell, student, teacher) if cell.training is not None else 0.0
+    return scored + trained / CPU_FLOPS
+
+
+def first_text_guess(cell: Cell, pair: PairSpec) -> float:
+    """Seconds that student text adds, likewise."""
+    if cell.scale == "tiny":
+        return TINY_TEXT * student_texts(cell)
+    asked, texts = _own_text(cell.method), student_texts(cell)
+    if asked is None or cell.scale != "small":
+        return 0.0
+    student, teacher = size(pair.student), size(pair.teacher)
+    written = texts * SLOWER_IN_TRAINING * _writing(cell, student + (teacher if asked.teacher_mix else 0))
+    return written + _text_read_flops(cell, student, teacher) / CPU_FLOPS
+
+
+def _writing(cell: Cell, parameters: float) -> float:
+    """Seconds on two cores to read a prompt and write an answer of full length, among others."""
+    new = cell.decoding.max_new_tokens
+    tokens = min(PROMPT_TOKENS + new, cell.decoding.max_length)
+    return tokens * 2 * parameters / CPU_FLOPS + new * CPU_TOKEN
+
+
+def size(ref: str) -> float:
+    """Parameters of a model, known or in a local folder; UNKNOWN_SIZE otherwise."""
+    if ref in MODELS:
+        return MODELS[ref].parameters
+    try:
+        return (is_local(ref) and ModelFolder(Path(ref)).parameters) or UNKNOWN_SIZE
+    except FolderError:
+        return UNKNOWN_SIZE
 
 
 def student_texts(cell: Cell) -> float:
@@ -122,7 +170,8 @@ def _keys(spec: Mapping[str, Any]) -> list[tuple[str, ...]]:
     work += [run["limit"] for run in spec["suites"]]
     work += [len(spec["decoding"]["seeds"]), spec["decoding"]["max_new_tokens"], spec["data"]]
     same = (spec["scale"], json.dumps(work, sort_keys=True))  # a record's mappings come back sorted
-    return [(*same, spec["pair"], spec["method"]), (*same, spec["pair"]), same]
+    found = [(*same, spec["pair"], spec["method"]), (*same, spec["pair"]), same]
+    return found if spec["scale"] == "tiny" else found[:2]  # tiny models are of one size, others are not
 
 
 def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
@@ -132,17 +181,13 @@ def gpu_hours(cell: Cell, pair: PairSpec) -> float | None:
         return None
     flops = 0.0
     if cell.training is not None:
-        tokens = _examples(cell) * _samples(cell) * _tokens(cell)
-        per_token = _flops_per_token(cell, student) * cell.training.epochs
         passes = cell.training.epochs if states_bytes(cell, teacher.width) > DISK_BUDGET else 1
-        per_token += 2 * teacher.parameters * passes if _reads_teacher(cell) else 0
-        flops += tokens * per_token / TRAIN_SHARE
+        flops += _train_flops(cell, student.parameters, teacher.parameters, passes) / TRAIN_SHARE
         flops += _text_flops(cell, student, teacher)
         if cell.training.checkpoint != "last":
             flops += _decode_flops(DATA["dolly-dev"].examples * cell.training.epochs, student.parameters)
-    size = teacher.parameters if cell.method == "teacher" else student.parameters
-    items = sum(run.limit or ITEMS.get(run.name, SUITE_ITEMS) for run in cell.suites)
-    flops += _decode_flops(items * len(cell.decoding.seeds), size)
+    writer = teacher if cell.method == "teacher" else student
+    flops += _decode_flops(_answers_of(cell), writer.parameters)
     return flops / PEAK_FLOPS / 3600
 
 
@@ -160,14 +205,34 @@ def _text_flops(cell: Cell, student: ModelFacts, teacher: ModelFacts) -> float:
     if asked is None or not texts:
         return 0.0
     voices = student.parameters + (teacher.parameters if asked.teacher_mix else 0)
-    trained = _flops_per_token(cell, student) if asked.gold else 0.0
-    read = texts * _tokens(cell) * (2 * teacher.parameters + trained) / TRAIN_SHARE
-    return _decode_flops(texts, voices) + read
+    read = _text_read_flops(cell, student.parameters, teacher.parameters)
+    return _decode_flops(texts, voices) + read / TRAIN_SHARE
 
 
-def _flops_per_token(cell: Cell, student: ModelFacts) -> float:
+def _text_read_flops(cell: Cell, student: float, teacher: float) -> float:
+    """For the teacher to read the student's texts and, beside gold ones, the student to train on them."""
+    asked = _own_text(cell.method)
+    trained = _flops_per_token(cell, student) if asked is not None and asked.gold else 0.0
+    return student_texts(cell) * _tokens(cell) * (2 * teacher + trained)
+
+
+def _train_flops(cell: Cell, student: float, teacher: float, passes: int = 1) -> float:
+    """To train a student of so many parameters, the teacher reading all ``passes`` times."""
+    assert cell.training is not None
+    per_token = _flops_per_token(cell, student) * cell.training.epochs
+    per_token += 2 * teacher * passes if _reads_teacher(cell) else 0
+    return _examples(cell) * _samples(cell) * _tokens(cell) * per_token
+
+
+def _flops_per_token(cell: Cell, parameters: float) -> float:
     lora = cell.training is not None and cell.training.lora is not None
-    return (4 if lora else 6) * student.parameters
+    return (4 if lora else 6) * parameters
+
+
+def _answers_of(cell: Cell) -> int:
+    """Answers that a cell writes to be scored."""
+    items = sum(run.limit or ITEMS.get(run.name, SUITE_ITEMS) for run in cell.suites)
+    return items * len(cell.decoding.seeds)
 
 
 def _examples(cell: Cell) -> int:
@@ -180,7 +245,8 @@ def _examples(cell: Cell) -> int:
 def _tokens(cell: Cell) -> int:
     """Mean tokens of an example."""
     facts = DATA.get(cell.data)
-    return facts.tokens if facts else 200
+    mean = facts.tokens if facts else 200
+    return min(mean, cell.training.max_length) if cell.training is not None else mean
 
 
 def _samples(cell: Cell) -> int:

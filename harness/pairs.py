@@ -115,6 +115,12 @@ MODELS: dict[str, ModelFacts] = {
     _QWEN25_3B: ModelFacts(3_085_938_688, 36, 2048, 151936, "Qwen research", _DOLLY_TEACHER),
     _QWEN25_HALF: ModelFacts(494_032_768, 24, 896, 151936, "Apache-2.0"),
     _LLAMA32: ModelFacts(1_235_814_400, 16, 2048, 128256, "Llama 3.2, gated"),
+    "small:smollm2-135m": ModelFacts(134_515_008, 30, 576, 49152, "Apache-2.0"),
+    "small:smollm2-10l": ModelFacts(63_713_088, 10, 576, 49152, "Apache-2.0"),
+    "small:stories15m": ModelFacts(15_191_712, 6, 288, 32000, "MIT"),
+    "small:minimind2": ModelFacts(25_829_888, 8, 512, 6400, "Apache-2.0"),
+    "small:tinyllama-1.1b": ModelFacts(1_100_048_384, 22, 2048, 32000, "Apache-2.0"),
+    "small:qwen2.5-coder-1.5b": ModelFacts(1_777_088_000, 28, 1536, 151936, "Apache-2.0"),
 }
 
 

@@ -527,8 +527,8 @@ def _settle(steps: Iterable[Step], store: Store, request: Request) -> None:
     if open_steps:
         history = History.of(_readable(store, request.scale))
         for step in open_steps:
-            step.seconds = history.guess(step.cell)
-            step.text_seconds = history.text_guess(step.cell)
+            step.seconds = history.guess(step.cell, step.pair)
+            step.text_seconds = history.text_guess(step.cell, step.pair)
 
 
 class _Elsewhere:

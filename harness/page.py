@@ -33,6 +33,9 @@ OUTSIDE = "external: not measured here, counted nowhere"
 #: What a verdict means for a claim.
 CLAIM_WORDS = {"agrees": "agrees: holds", "differs": "differs: does not hold"}
 
+#: Marks of a published figure.
+PUBLISHED = "? unverified, † secondary, ‡ another protocol"
+
 SIDES = {"same": "Same vocabulary", "cross": "Different vocabularies"}
 
 COSTS = (
@@ -232,7 +235,7 @@ def _legend(result: TableVerdict) -> list[str]:
         f"Averages over some suites: {means}" if means else "",
         "Verdicts: " + ", ".join(f"{mark} {word}" for word, mark in MARKS.items()),
         f"Not comparable because: {'; '.join(sorted(reasons))}" if reasons else "",
-        "Published: ? unverified, † secondary, ‡ another protocol; unmarked ones were read at their source",
+        f"Published: {PUBLISHED}; unmarked ones were read at their source",
         "Brackets: 95 % interval over examples and training seeds",
         "Both sd are of the average; a decoding sd takes two decoding seeds or more",
         f"Margin: {margin.points:g} points a suite, {margin.average:g} the average. {margin.why}",

@@ -7,26 +7,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import rendering
+from harness import brief, rendering, report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
-#: Block name -> file it shows, and the language of its fence ("" shows Markdown as it is).
-BLOCKS = {
-    "table": ("results/tables/tiny-2.md", ""),
-    "small": ("results/tables/small-first-small.md", ""),
-    "plugin": ("examples/my_method.py", "python"),
-}
+#: Block of README.md -> the table it shows at a glance, "<scale>-<table>".
+TABLES = {"table": "tiny-2", "small": "small-first-small"}
+
+#: Block of README.md -> the file it shows, and the language of its fence.
+FILES = {"plugin": ("examples/my_method.py", "python")}
 
 
-def filled(text: str, made: Mapping[Path, str]) -> str:
-    """The text with every ``<!-- NAME -->`` ... block made anew, from ``made`` or its file."""
-    for name, (file, language) in BLOCKS.items():
-        path = ROOT / file
-        body = (made[path] if path in made else path.read_text(encoding="utf-8")).strip()
-        body = f"```{language}\n{body}\n```" if language else body
-        block = f"<!-- {name} -->\n{body}\n<!-- /{name} -->"
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """The text with every ``<!-- NAME -->`` ... ``<!-- /NAME -->`` block made anew."""
+    for name, body in blocks.items():
+        block = f"<!-- {name} -->\n{body.strip()}\n<!-- /{name} -->"
         parts = re.split(rf"<!-- {name} -->.*?<!-- /{name} -->", text, flags=re.DOTALL)
         if len(parts) != 2:
             raise ValueError(f"README.md has {len(parts) - 1} blocks named {name}, not one")
@@ -37,9 +33,16 @@ def filled(text: str, made: Mapping[Path, str]) -> str:
 def made() -> dict[Path, str]:
     """Every file that is made from the records, as it should be now."""
     files: dict[Path, str] = {}
+    blocks = {
+        name: f"```{language}\n{(ROOT / file).read_text(encoding='utf-8').strip()}\n```"
+        for name, (file, language) in FILES.items()
+    }
     for judged in rendering.from_records(ROOT / "results"):
         files |= rendering.files(judged, ROOT / "results")
-    return {**files, README: filled(README.read_text(encoding="utf-8"), files)}
+        for name in (name for name, table in TABLES.items() if table == judged.name):
+            whole = report.path(Path("results"), judged.result.scale, judged.result.table.id)
+            blocks[name] = brief.render(judged.result, judged.info, whole.as_posix())
+    return {**files, README: filled(README.read_text(encoding="utf-8"), blocks)}
 
 
 def main() -> int:

@@ -31,6 +31,11 @@ class Judged:
     info: Mapping[str, str]  #: side -> teacher and student
 
     @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.result.scale}-{self.result.table.id}"
+
+    @property
     def measured(self) -> bool:
         """Whether any of it was."""
         return self.result.census.measured > 0
@@ -76,7 +81,7 @@ def files(shown: Judged, results: Path) -> dict[Path, str]:
         report.path(results, result.scale, result.table.id): report.render_verdict(result, shown.info, "md")
     }
     if any(figure.points(result, side) for side in result.table.sides):
-        made[results / "figures" / f"{result.scale}-{result.table.id}.svg"] = figure.svg(result)
+        made[results / "figures" / f"{shown.name}.svg"] = figure.svg(result)
     return made
 
 

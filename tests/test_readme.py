@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness import figure, readme, rendering
+from harness import brief, figure, readme, rendering
+from harness.markdown import escaped
+from harness.page import claim_words
 from harness.rendering import Judged
 from harness.tables import AVERAGE
 
@@ -40,8 +42,20 @@ def test_the_readme_shows_a_table_and_a_figure_of_tiny_and_small() -> None:
     for name in ("tiny-2", "small-first-small"):
         assert (readme.ROOT / "results" / "figures" / f"{name}.svg").is_file()
         assert f"](results/figures/{name}.svg)" in text
-    assert "# Table 2, tiny" in text
-    assert "# Table first-small, small" in text
+    assert "**Table 2, tiny" in text
+    assert "**Table first-small, small" in text
+
+
+def test_the_table_at_a_glance_leaves_out_no_row_and_no_claim(judged: Mapping[str, Judged]) -> None:
+    shown = judged["tiny-2"]
+    text = brief.render(shown.result, shown.info, "results/tables/tiny-2.md")
+    for row in shown.result.rows.values():
+        measured = row.cells[AVERAGE].measured
+        assert measured is not None
+        expected = rf"^\| {re.escape(row.row.label)} \| .*{measured.mean:.2f}\**? \[{measured.low:.2f}, "
+        assert re.search(expected, text, re.MULTILINE)
+    for claim in shown.result.claims:
+        assert f"{claim_words(claim)}**: {escaped(claim.claim.text)}" in text
 
 
 def test_a_stale_file_is_noticed(tmp_path: Path) -> None:

@@ -307,11 +307,12 @@ class Guard:
                     os.close(int(fd))
         os.chdir(self.folder)
         os.environ.clear()
+        shared = 0 if self.server.root or self.server.level == "namespaces" else tasks()
         for limit, amount in (
             (resource.RLIMIT_AS, self.limits["memory_bytes"]),
             (resource.RLIMIT_CPU, self.limits["cpu_seconds"]),
             (resource.RLIMIT_FSIZE, self.limits["file_bytes"]),
-            (resource.RLIMIT_NPROC, self.limits["processes"]),
+            (resource.RLIMIT_NPROC, self.limits["processes"] + shared),
             (resource.RLIMIT_NOFILE, 64),
             (resource.RLIMIT_CORE, 0),
         ):
@@ -341,6 +342,18 @@ def children() -> list[int]:
                 if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
                     found.append(int(name))
     return found
+
+
+def tasks() -> int:
+    """Processes and threads of this user, which RLIMIT_NPROC counts together (Linux; elsewhere 0)."""
+    count = 0
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if name.isdigit():
+            with contextlib.suppress(OSError, KeyError, ValueError), open(f"/proc/{name}/status") as file:
+                status = dict(line.split(":", 1) for line in file)
+                if int(status["Uid"].split()[0]) == os.getuid():
+                    count += int(status["Threads"])
+    return count
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 Two levels. ``namespaces``: Linux namespaces (mount, pid, network, IPC, and user when we are not root) around
 a root that holds Python's library read-only and one small scratch folder; no network, no other files, no
 other processes, no capabilities. ``rlimits``: the same limits on time, memory, processes and files, an own
-session, an empty environment and a scratch folder, but the file system and the network stay in reach.
+session, an empty environment and a scratch folder, but the file system and the network stay in reach, and
+the other processes of a user who is not root.
 Programs run at the first only, unless the caller says ``allow_unsafe``. The inside is evals/jail.py.
 """
 

@@ -161,6 +161,8 @@ MESSAGES = (
 
 @pytest.mark.parametrize("kind", FORGERIES)
 def test_no_forgery_passes(level: Level, kind: str) -> None:
+    if kind == "everybody's end" and level == "rlimits" and os.getuid() != 0:
+        pytest.skip("it would end all that this user runs")
     assert not judge(level, FORGERIES[kind]).passed
     assert judge(level, "def f(): return 1").passed  # and the jail stands
 

@@ -8,7 +8,7 @@ from dskd.method import create
 from harness import methods
 from harness.cell import Context, Walk
 from harness.cells import Cell, Decoding, Training
-from harness.estimate import FIRST_GUESS, History
+from harness.estimate import History
 from harness.examples import Example
 from harness.pairs import PairSpec
 from harness.store import Store
@@ -67,9 +67,10 @@ def test_texts_are_written_once(tmp_path: Path, teacher_folder: Path, student_fo
 
 
 def test_an_estimate_counts_the_samples() -> None:
-    several = cell("seqkd:samples=4:temperature=1.0")
-    assert History().guess(several) == sum(FIRST_GUESS["small"])
+    pair = PairSpec("own", "small", "t", "s", True, "table1-same")
+    several, one = cell("seqkd:samples=4:temperature=1.0"), cell("seqkd")
+    assert History().guess(several, pair) == 4 * History().guess(one, pair) > 0
     spent = {"train_seconds": 10, "decode_seconds": 2}
     record = {"status": "done", "cost": spent, "spec": cell("sft").as_dict()}
-    assert History.of([record]).guess(several) == 4 * 12
-    assert History.of([record]).guess(cell("seqkd")) == 12
+    assert History.of([record]).guess(several, pair) == 4 * 12
+    assert History.of([record]).guess(one, pair) == 12

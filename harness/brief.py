@@ -22,7 +22,7 @@ def render(result: TableVerdict, info: Mapping[str, str], whole: str) -> str:
     verdicts = ", ".join(f"{escaped(MARKS[name])} {name}" for name, n in census.verdicts.items() if n)
     parts.append(
         f"{census.measured} of {census.cells} cells measured. Brackets: 95 % interval over examples and "
-        f"training seeds. Published: the average, {PUBLISHED}; its verdict: {verdicts}. Gap: the share of the "
+        f"training seeds. Published: the average, {PUBLISHED}; its verdict: {verdicts}. Gap: share of the "
         f"way from the untrained student to the teacher. All cells, their reasons, costs and claims: "
         f"[{whole}]({whole}).\n"
     )

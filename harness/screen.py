@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ from rich.text import Text
 from harness.estimate import duration
 from harness.pool import Job, Outcome
 
+#: Without a terminal, how often a long cell says where it is.
+SIGN_OF_LIFE = 300.0
+
 
 class Screen:
     """A listener of the pool, used as a context manager."""
@@ -24,6 +28,7 @@ class Screen:
         self.total, self.done = total, 0
         self.stream = stream or sys.stderr
         self._began: dict[str, float] = {}
+        self._heard: dict[int, tuple[float, str]] = {}  #: worker -> when it last said something; its job
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8")
         self._waited: set[str] = set()
@@ -32,6 +37,7 @@ class Screen:
     def started(self, worker: int, job: Job) -> None:
         """See pool.Listener."""
         self._began[job.key] = time.monotonic()
+        self._heard[worker] = self._began[job.key], job.title
         if self._bars:
             self._bars.show(worker, job.title, "starting", 0.0)
         self._say(f"start {job.title}", shown=self._bars is None)
@@ -40,6 +46,11 @@ class Screen:
         """See pool.Listener."""
         if self._bars:
             self._bars.show(worker, None, stage, fraction)
+            return
+        now, (heard, title) = time.monotonic(), self._heard.get(worker, (math.inf, ""))
+        if now - heard >= SIGN_OF_LIFE:
+            self._heard[worker] = now, title
+            self._say(f"{title}: {stage}, {fraction:.0%}")
 
     def waiting(self, job: Job) -> None:
         """See pool.Listener."""

@@ -265,14 +265,15 @@ class Apart:
         """Wait until its module has run; raises what it raised."""
         self.hear()
 
-    def names(self, wanted: list[str]) -> dict[str, Any]:
-        """What it defines of these names; modules of the library are the checker's own."""
+    def names(self, wanted: list[str], asked: Sequence[str]) -> dict[str, Any]:
+        """What it defines of these names. Where one is a module of the library, and not what the program was
+        asked for, it is the checker's own module, whatever the program calls so."""
         given = dict(self.ask("names", wanted))
         found = {name: given[name] for name in wanted if name in given}  # and nothing else, say an ``abs``
-        for name, value in found.items():
-            if isinstance(value, types.ModuleType) and name in sys.stdlib_module_names:
-                found[name] = __import__(name)
-        return found
+        return {
+            name: __import__(name) if name in sys.stdlib_module_names and name not in asked else value
+            for name, value in found.items()
+        }
 
     def ask(self, *request: Any) -> Any:
         """The answer to a request; raises what the program raised, and Gone where it does not answer."""
@@ -369,7 +370,7 @@ def judge(code: str, tests: Callable[[], Tests], private: tuple[int, ...]) -> st
         program.started()
         exec(compile(given, "<given>", "exec", dont_inherit=True), module.__dict__)
         known = {*module.__dict__, *dir(builtins)} - set(names)
-        module.__dict__.update(program.names([name for name in _names(checks) if name not in known]))
+        module.__dict__.update(program.names([name for name in _names(checks) if name not in known], names))
         exec(checks, module.__dict__)
     except Gone as gone:
         return str(gone)

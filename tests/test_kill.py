@@ -183,6 +183,10 @@ def damage(folders: list[Path], draw: random.Random) -> bool:
     return True
 
 
+#: What a cell keeps when it is trained, and while it is.
+KEPT = ("student.pt", "checkpoint.pt")
+
+
 @dataclass
 class Storm:
     """Runs one command again and again under faults at random moments, in one results folder a round."""
@@ -190,12 +194,13 @@ class Storm:
     command: list[str]
     folder: Path
     whole: dict[str, dict[str, object]]  #: what an undisturbed run gives, by cell
-    longest: float  #: seconds that it took, or the quickest run since that met no fault
+    longest: float  #: seconds that it took
     kills: int  #: how many SIGKILLs there shall be
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     injected: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)  #: how far the cells were
     rounds: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def blow(self) -> None:
         """After every round the records are those of the undisturbed run."""
@@ -212,6 +217,7 @@ class Storm:
             self.unchanged(results, finished)
             self.in_order(results)
             self.rounds += 1
+            print(f"\n{self.told()}", flush=True)
 
     @property
     def over(self) -> bool:
@@ -223,13 +229,10 @@ class Storm:
 
     def attempt(self, results: Path) -> bool:
         """One run, with one fault if any is left; whether it came to its end with every cell."""
-        # mostly early: what a run before has done need not be done again
-        moment = None if self.over else 1.0 + self.longest * self.draw.random() ** 2
-        process, started = start(self.command, results), time.monotonic()
-        codes = {0, 1}
+        moment = None if self.over else self.draw.uniform(1.0, self.longest)
+        process, codes = start(self.command, results), {0, 1}
         try:
             process.communicate(timeout=moment)
-            self.longest = min(self.longest, max(5.0, time.monotonic() - started))
         except subprocess.TimeoutExpired:
             self.stages[self.stage(process, results)] += 1
             kinds, codes = (KILLS, CODES[0]) if self.draw.random() < 0.8 else (POLITE, CODES[1])
@@ -242,8 +245,10 @@ class Storm:
 
     def stage(self, process: subprocess.Popen[str], results: Path) -> str:
         if not workers(process.pid):
-            return "planning or reporting"
-        return f"{len(list((results / 'records').glob('*/*.json')))} of {len(self.whole)} records there"
+            return "without a worker"
+        done = len(list((results / "records").glob("*/*.json")))
+        trained, training = (len(list((results / "work").glob(f"*/{name}"))) for name in KEPT)
+        return f"{done} done, {trained} trained, {training} in training"
 
     def unchanged(self, results: Path, before: dict[Path, bytes]) -> dict[Path, bytes]:
         """A finished cell is never run again: its record, times of the run included, stays to the byte."""
@@ -267,9 +272,9 @@ class Storm:
             for counter in (self.injected, self.stages)
         )
         cells = f"{len(self.whole)} records each, all identical to the undisturbed run's: none lost"
-        return (
-            f"{self.injected.total()} faults ({counts}) in {self.rounds} rounds of {cells}; stages: {stages}"
-        )
+        number, seconds = self.injected.total(), time.monotonic() - self.started
+        told = f"{number} faults ({counts}) in {self.rounds} rounds of {cells}"
+        return f"{told}; stages: {stages}; {seconds:.0f} s"
 
 
 def weather(command: list[str], folder: Path, kills: int, capsys: pytest.CaptureFixture[str]) -> Storm:
@@ -279,9 +284,8 @@ def weather(command: list[str], folder: Path, kills: int, capsys: pytest.Capture
     took = time.monotonic() - started
     storm = Storm(command, folder, cores(folder / "undisturbed"), took, kills)
     assert len(storm.whole) == len(list((folder / "undisturbed" / "records").glob("*/*.json"))) >= 4
-    storm.blow()
     with capsys.disabled():
-        print(f"\n{storm.told()}; {time.monotonic() - started:.0f} s")
+        storm.blow()
     assert storm.rounds >= 1
     return storm
 

@@ -120,6 +120,10 @@ CARELESS = {
     "an error ends the iterator": ("def f(): raise StopIteration", "assert not list(iter(f, 3))"),
     "modules are imported": (PLANTED, "import colorsys, traceback, _pydecimal\nassert f() == 1"),
     "a module of the program's is used": (PLANTED, "assert colorsys.hls_to_rgb(0, 1, 0) and f() == 1"),
+    "a module is not imported": (
+        "class sys:\n    def getsizeof(x): return 1\ndef f(x): return 1",
+        "assert f(1) == sys.getsizeof(1)",
+    ),
     "a built-in runs what it is given": ("f = exec", "x = 1\nf('x = 2')\nassert x == 2"),
     "a built-in sees the tests": ("f = globals", "SECRET = 1\nassert 'SECRET' in f()"),
 }
@@ -228,8 +232,11 @@ def test_what_tests_are_made_of_is_out_of_reach(level: Level) -> None:
     assert not sandbox._run([program], QUICK, 1, level)[0].passed
     shadow = "def sum(a, b): return a + b"
     assert not judge(level, shadow, "assert sum([1, 2]) == 4").passed
-    named = Program(shadow, "assert sum(1, 2) == 3", names=("sum",))
-    assert sandbox._run([named], QUICK, 1, level)[0].passed
+    for name in ("sum", "string"):  # a built-in's name, a module's name
+        own = f"def {name}(a, b): return a + b"
+        named = Program(own, f"assert {name}(1, 2) == 3", names=(name,))
+        assert sandbox._run([named], QUICK, 1, level)[0].passed
+    assert judge(level, "import sys\ndef f(): return 1", "assert f() < sys.getsizeof(1)").passed
 
 
 def test_a_program_cannot_read_its_tests(level: Level) -> None:

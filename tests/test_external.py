@@ -190,6 +190,8 @@ def test_a_changed_file_and_no_json_are_refused(tmp_path: Path, theirs: dict[str
             external.read(written(tmp_path, text))
     with pytest.raises(StoreError, match="No such file"):
         external.read(tmp_path / "none.json")
+    with pytest.raises(StoreError, match="is no file"):
+        external.read(Path("/dev/zero"))
 
 
 def test_a_wrong_cell_id_is_refused(tmp_path: Path, theirs: dict[str, Any]) -> None:
@@ -235,6 +237,21 @@ def test_a_second_word_on_a_cell_is_refused(tmp_path: Path, theirs: dict[str, An
             external.take_in(tmp_path, [("c", record)], source)
     external.take_in(tmp_path, [("c", signed(other))], "Y")
     assert [source for source, _ in external.kept(tmp_path, "tiny")] in (["X", "Y"], ["Y", "X"])
+
+
+def test_a_damaged_import_is_told_before_anything_runs(
+    tmp_path: Path,
+    theirs: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (path,) = external.take_in(tmp_path, [("a.json", theirs)], "X")
+    path.write_text("{}")
+    monkeypatch.setattr("harness.commands.execute", lambda *_: pytest.fail("started"))
+    where = ("--results", str(tmp_path), "--cache", str(tmp_path / "cache"))
+    code, out, err = call(capsys, "--table", "2", "--methods", "kl", *where)
+    assert (code, out) == (2, "")
+    assert "not as it was imported" in err.splitlines()[-1]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -1,13 +1,14 @@
 """Time and memory of distillation losses: ours against the plain computation of the same formulas.
 
 ``python -m benchmarks.losses`` compares one training step's loss, forward and backward, from given
-hidden states, of three computations:
+hidden states, of several computations:
 
 - ours: the method behind ``dskd.method.create``, over packed response positions;
 - response-only: the formulas written out with whole logits, over the same positions;
 - response-only-fp32: the same with float32 heads and states;
 - padded: bfloat16 again, over every position of the padded batch, masked, as released codes do;
-- trl-chunked: TRL's chunked divergence kernel (for ``kl``, where ``pip install -e '.[peers]'`` was run).
+- trl-chunked: TRL's chunked divergence kernel (for ``kl``, where ``pip install -e '.[peers]'`` was run);
+- its products alone: the matrix products of the first shape without which there is no such loss.
 
 Each runs in a process of its own, which reports the time of its fastest step after one to warm up (by
 the clock, and of all threads of the process: the second suffers less from neighbours) and the peak
@@ -31,7 +32,9 @@ from typing import Any
 from benchmarks.measure import apart, machine, memory, reset_peak
 
 KINDS = ("ours", "response-only", "response-only-fp32", "padded")
+PRODUCTS = "its products alone"  #: what bounds ours
 RATE, TEMPERATURE = 0.5, 2.0
+TILE = 4096  #: vocabulary rows of a product
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Measurement:
     seconds: float  #: fastest of the repeats
     cpu_seconds: float  #: the same, of all threads together
     extra_mib: float  #: peak beyond the inputs
-    loss: float
+    loss: float | None
     kept: float | None = None  #: share of positions in the student-space term, where the method has one
 
 
@@ -135,7 +138,8 @@ class Problem:
 
     def step(self, kind: str) -> Any:
         """The loss of one step, ready for backward."""
-        steps = {"ours": self.ours, "padded": self.padded, "trl-chunked": self.trl_chunked}
+        peers = {"padded": self.padded, "trl-chunked": self.trl_chunked, PRODUCTS: self.products}
+        steps = {"ours": self.ours, **peers}
         return steps.get(kind, self.response_only)()
 
     def ours(self) -> Any:
@@ -181,6 +185,25 @@ class Problem:
             self.h_s, self.w_s, None, self.h_t, self.w_t, None, 0.0, TEMPERATURE
         )
         return values.mean()
+
+    def products(self) -> Any:
+        """No loss, but the matrix products that none of one vocabulary and two spaces can do without.
+
+        Logits of both models and of both projections, gradients in the hidden states of all but the
+        teacher and in the student's head, and the projector that v2 makes anew from the student's head.
+        """
+        import torch
+
+        w_s, h_s = self.w_s.detach(), self.h_s.detach()
+        w_s.T @ self.inverse
+        for rows, wide in zip(w_s.split(TILE), self.w_t.split(TILE), strict=True):
+            gradient = h_s @ rows.T
+            for hidden, head in ((h_s, rows), (self.h_t, wide), (self.h_t, wide)):
+                hidden @ head.T
+            for head in (rows, rows, wide):
+                gradient @ head
+            gradient.T @ h_s
+        return torch.zeros((), requires_grad=True)
 
     def plain(self, h_s: Any, h_t: Any, labels: Any, real: Any, pairs: Any) -> Any:
         """Whole logits and autograd; rows where not ``real`` are computed and masked."""
@@ -265,7 +288,8 @@ def measure(shape: Shape, kind: str, repeats: int) -> Measurement:
         losses.append(float(total.detach()))
     extra = memory("VmHWM") - before
     times = min(seconds[1:]), min(cpu_seconds[1:])
-    return Measurement(shape, kind, *times, extra, losses[0], problem.kept)
+    loss = None if kind == PRODUCTS else losses[0]
+    return Measurement(shape, kind, *times, extra, loss, problem.kept)
 
 
 # --- the reporting process ----------------------------------------------------------------------------
@@ -297,11 +321,12 @@ def table(rows: list[Measurement]) -> str:
     base = next(row for row in rows if row.kind == "ours")
     kept = next((row.kept for row in rows if row.kept is not None), None)
     for row in rows:
-        share = "" if kept is None else f"{kept:.2f}"
+        share = "" if kept is None or row.loss is None else f"{kept:.2f}"
+        loss = "" if row.loss is None else f"{row.loss:.4f}"
         lines.append(
             f"| {row.kind} | {row.seconds:.2f} | {row.seconds / base.seconds:.2f} "
             f"| {row.cpu_seconds:.2f} | {row.cpu_seconds / base.cpu_seconds:.2f} "
-            f"| {row.extra_mib:,.0f} | {row.extra_mib / base.extra_mib:.1f} | {row.loss:.4f} | {share} |"
+            f"| {row.extra_mib:,.0f} | {row.extra_mib / base.extra_mib:.1f} | {loss} | {share} |"
         )
     return "\n".join(lines)
 
@@ -310,7 +335,7 @@ def plan(options: argparse.Namespace) -> list[tuple[Shape, tuple[str, ...]]]:
     """Which computations of which shapes to run."""
     main = KINDS if options.padded else KINDS[:-1]
     peers = ("trl-chunked",) if importlib.util.find_spec("trl") else ()
-    out: list[tuple[Shape, tuple[str, ...]]] = [(SAME, main), (KL, (*KINDS[:2], *peers))]
+    out: list[tuple[Shape, tuple[str, ...]]] = [(SAME, (*main, PRODUCTS)), (KL, (*KINDS[:2], *peers))]
     if options.cross:
         out += [(CROSS, KINDS[:2]), (CROSS_ULD, KINDS[:2])]
     if options.sweep:

@@ -38,6 +38,7 @@ from harness.provenance import provenance
 from harness.saving import load_checkpoint, save_checkpoint
 from harness.store import Store
 from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
+from harness.tracking import Log
 from harness.train import CHECKPOINT, Trained, Trainer
 
 
@@ -59,6 +60,7 @@ class Context:
     trust_remote_code: bool = False  #: see models.trust_remote_code
     command: str = ""
     world: World = field(default_factory=World)
+    log: Log | None = None  #: of a tracker
 
 
 def run(cell: Cell, context: Context) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     else:
         model, trained, chosen = walk.trained()
     scores, decode_seconds, new_tokens = walk.score(model)
+    _log_scores(context, scores, trained.steps if trained else 0)
     record = walk.record(scores, trained, chosen)
     origin = origins.of_cell(cell, context.pair, context.cache, context.data)
     record["provenance"] = provenance(context.command) | {"sources": origin}
@@ -93,6 +96,13 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
         "wall_seconds": meter.seconds(),
     } | _of_gpus(context.world)
     return record
+
+
+def _log_scores(context: Context, scores: dict[str, Any], step: int) -> None:
+    """Each suite's score, over its decoding seeds, for a tracker."""
+    if context.log is not None:
+        runs = {name: [run["score"] for run in entry["seeds"].values()] for name, entry in scores.items()}
+        context.log({f"score/{name}": sum(found) / len(found) for name, found in runs.items()}, step)
 
 
 def _of_gpus(world: World) -> dict[str, Any]:
@@ -184,7 +194,7 @@ class Walk:
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
             self.context.progress, at_epoch_end if settings.checkpoint != "last" else None,
-            self._on_policy(student, method, settings, paired, teacher), self.world,
+            self._on_policy(student, method, settings, paired, teacher), self.world, self.context.log,
         )  # fmt: skip
         trained = trainer.run()
         plain = self.world.plain(student, settings.lora)

@@ -16,7 +16,7 @@ from types import FrameType, ModuleType
 from typing import NoReturn
 
 from dskd.method import MethodError
-from harness import commands, launch, run, scales, tables
+from harness import commands, launch, run, scales, tables, tracking
 from harness.cluster import EngineError
 from harness.commands import Options
 from harness.launch import LaunchError
@@ -28,10 +28,11 @@ from harness.shards import Shard, ShardError
 from harness.store import StoreError
 from harness.students import StudentError
 from harness.tables import TableError
+from harness.tracking import TrackerError
 
 INPUT_ERRORS = (
     *(EngineError, LaunchError, MethodError, PairError, PlanError, ReferencesError, ScaleError, ShardError),
-    *(StoreError, StudentError, TableError),
+    *(StoreError, StudentError, TableError, TrackerError),
 )
 EXPORTS = ("md", "csv", "tex", "json")
 STOPPED = 130
@@ -255,6 +256,9 @@ def _how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where: this machine, or a Ray cluster"
     )
+    group.add_argument(
+        "--tracker", choices=tracking.TRACKERS, help="log losses, rates and scores of what runs there too"
+    )
     group.add_argument("--export", choices=EXPORTS, help="print the tables in this format")
     group.add_argument(
         "--reference", action="store_true", help="plain heads, whole logits: slow, to check the tiled ones"
@@ -351,12 +355,15 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise PlanError("--compare prints md, csv or json, not tex")
     if options.reason is not None and not options.accept:
         raise PlanError("--reason goes with --accept")
+    if options.tracker is not None and asked:
+        raise PlanError("--tracker goes with --table or a pair of your own")
     if asked:
         if launch.together():
             raise LaunchError("processes of a launch only train; run this command without accelerate launch")
         return single[asked[0]]()
     request = _request(options)
     chosen = _chosen(options, arguments, request.scale)
+    tracking.check(options.tracker)
     if options.doctor:
         return commands.doctor(request, chosen)
     if options.dry_run:
@@ -454,4 +461,5 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> run.Sett
         command=shlex.join(["python", "reproduce.py", *arguments]),
         plugins=tuple(str(Path(file).resolve()) for file in options.plugin),
         keep_students=options.keep_students,
+        tracker=options.tracker,
     )

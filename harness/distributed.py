@@ -25,6 +25,7 @@ from harness.models import LoadedModel, add_lora, load
 from harness.saving import (
     forget_shards,
     intact_shards,
+    keep_latest,
     load_checkpoint,
     load_shards,
     save_checkpoint,
@@ -281,29 +282,36 @@ class Sharded(World):
 
 
 class Engine(Sharded):
-    """One of several processes under DeepSpeed (ZeRO-2 or 3) through accelerate. Our tests cannot run it."""
+    """One of several processes under DeepSpeed (ZeRO-2 or 3) through accelerate."""
 
     def prepare(
         self, whole: Whole, optimizer: Callable[[], torch.optim.Optimizer], seed: int, limit: float
     ) -> tuple[Callable[..., Computed], torch.optim.Optimizer]:
         from accelerate import Accelerator
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         accelerator = Accelerator()
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": limit}  # one call of Whole each
         raw = optimizer()
         self.engine, _ = accelerator.prepare(whole, raw)
-        lm: Any = whole.lm
+        unset_hf_deepspeed_config()  # what is loaded from now on is whole
         if config["zero_optimization"]["stage"] == 3:
-            from deepspeed.zero import register_external_parameter
-
-            for layer in (lm.get_output_embeddings(), lm.get_input_embeddings()):
-                register_external_parameter(
-                    self.engine.module, layer.weight
-                )  # the loss reads it from outside
+            self._declare(whole)
         self.backwards = accelerator.deepspeed_engine_wrapped
         torch.manual_seed(seed + self.rank)
         return self.engine, raw
+
+    def _declare(self, whole: Whole) -> None:
+        """Tell ZeRO-3 of the weights that a loss reads outside of the layers that hold them."""
+        import deepspeed
+
+        lm: Any = whole.lm
+        read = {lm.get_output_embeddings().weight, lm.get_input_embeddings().weight}
+        if whole.parts is not None:
+            read |= set(whole.parts.parameters())
+        for parameter in read:
+            deepspeed.zero.register_external_parameter(self.engine.module, parameter)
 
     def backward(self, total: Tensor, counts: bool, last: bool) -> None:
         self.backwards.backward(total * (self.size if counts else 0), sync_gradients=last)
@@ -315,15 +323,15 @@ class Engine(Sharded):
         """See clip."""
 
     def plain(self, student: LoadedModel, lora: Lora | None) -> LoadedModel:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(student.lm.parameters())):
+        with deepspeed.zero.GatheredParameters(list(student.lm.parameters())):
             return super().plain(student, lora)
 
     def save(self, file: Path, whole: Any, optimizer: torch.optim.Optimizer, rest: dict[str, Any]) -> None:
-        self.engine.save_checkpoint(
-            str(file.with_suffix("")), client_state=rest, exclude_frozen_parameters=True
-        )
+        folder = file.with_suffix("")
+        self.engine.save_checkpoint(str(folder), client_state=rest, exclude_frozen_parameters=True)
+        self.told(lambda: keep_latest(folder))
 
     def load(self, file: Path, whole: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         found, rest = self.engine.load_checkpoint(str(file.with_suffix("")), load_module_strict=False)

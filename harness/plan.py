@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dskd import method as methods
 from dskd.divergences import ENTRIES as DIVERGENCES
 from dskd.method import Method, MethodError, Spec
-from harness import estimate, locate, pairs, scales, tables, versions
+from harness import estimate, launch, locate, pairs, scales, tables, versions
 from harness.cells import UNTRAINED, Cell, SuiteRun, Training
 from harness.estimate import History
 from harness.methods import plugin_file
@@ -631,14 +631,16 @@ def _no_suites(step: Step, request: Request) -> str:
 
 
 def _no_gpu(step: Step, request: Request) -> str:
-    """Training at paper scale: the settings are data already, the way to GPUs is not built yet."""
+    """Cells at paper scale need GPUs; a training that several processes were launched for is shared out."""
     if request.scale != "paper":
         return ""
-    needed = estimate.gpu_gib(step.cell, step.pair)
+    needed = estimate.gpu_gib(step.cell, step.pair, launch.size())
     here = max((mib / 1024 for _, mib in gpus()), default=0.0)
+    if here >= (needed or 1.0):
+        return ""
     found = f"the largest here has {here:.0f}" if here else "there is none here"
-    wanted = f"about {needed:.0f} GiB" if needed is not None else "of unknown size"
-    return f"needs GPUs ({wanted}; {found}), and this version trains on CPUs only"
+    wanted = f"about {needed:.0f} GiB on each of {launch.size()}" if needed is not None else "of unknown size"
+    return f"needs GPUs ({wanted}; {found}); see docs/paper.md"
 
 
 def _no_model(step: Step, request: Request) -> str:

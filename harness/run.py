@@ -54,6 +54,7 @@ class Settings:
     command: str = ""
     plugins: tuple[str, ...] = ()
     keep_students: bool = False
+    tracker: str | None = None  #: see harness/tracking.py
     compute: str = COMPUTE
 
 
@@ -249,22 +250,25 @@ def deliver(spec: dict[str, Any], settings: Settings, progress: Progress) -> Del
 def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Train, decode and score a cell; the record."""
     from harness import cell as cells
-    from harness import distributed, methods
+    from harness import distributed, methods, tracking
 
     methods.load(settings.plugins)
-    context = cells.Context(
-        store=Store(settings.results),
-        cache=settings.cache,
-        pair=pairs.get(cell.pair),
-        data=settings.data,
-        progress=progress,
-        reference=settings.reference,
-        allow_unsafe=settings.allow_unsafe,
-        trust_remote_code=settings.trust_remote_code,
-        command=settings.command,
-        world=distributed.world(cell.scale),
-    )
-    return cells.run(cell, context)
+    world = distributed.world(cell.scale)
+    with tracking.tracked(settings.tracker, cell, settings.results / "tracked", world) as log:
+        context = cells.Context(
+            store=Store(settings.results),
+            cache=settings.cache,
+            pair=pairs.get(cell.pair),
+            data=settings.data,
+            progress=progress,
+            reference=settings.reference,
+            allow_unsafe=settings.allow_unsafe,
+            trust_remote_code=settings.trust_remote_code,
+            command=settings.command,
+            world=world,
+            log=log,
+        )
+        return cells.run(cell, context)
 
 
 def _function(name: str) -> Compute:

@@ -81,6 +81,14 @@ def forget_shards(folder: Path) -> None:
         shutil.rmtree(found, ignore_errors=True)
 
 
+def keep_latest(folder: Path) -> None:
+    """Remove all but the newest of the checkpoints that DeepSpeed keeps in a folder."""
+    newest = (folder / "latest").read_text(encoding="utf-8").strip()
+    for found in folder.iterdir():
+        if found.is_dir() and found.name != newest:
+            shutil.rmtree(found)
+
+
 def _versions(folder: Path) -> list[Path]:
     return [folder, folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")]
 

@@ -32,6 +32,7 @@ from harness.distributed import Computed, Whole, World, own_tensor
 from harness.models import LoadedModel, Progress, autocast, trainable
 from harness.on_policy import OnPolicy
 from harness.teacher import HiddenStates, read
+from harness.tracking import Log
 
 CURVE_POINTS = 50
 CHECKPOINT = "checkpoint.pt"
@@ -95,6 +96,7 @@ class Trainer:
     at_epoch_end: Callable[[int], None] | None = None  #: for checkpoint rules that score a dev set
     on_policy: OnPolicy | None = None  #: writes the text of methods that need student samples
     world: World = field(default_factory=World)
+    log: Log | None = None  #: takes every step's losses, for a tracker
 
     def __post_init__(self) -> None:
         self.trained = Trained()
@@ -132,10 +134,12 @@ class Trainer:
         started = saved = time.monotonic()
         before = self._restore()
         for step, rows in self._schedule(self.trained.steps):
+            lr = float(self.scheduler.get_last_lr()[0])
             terms = self._step(step, rows)
             self.trained.steps = step + 1
             if (step + 1) % max(1, self.total_steps // CURVE_POINTS) == 0 or step == 0:
                 self.trained.curve.append((step + 1, {name: value.item() for name, value in terms.items()}))
+            self._track(terms, lr)
             self.progress("train", (step + 1) / self.total_steps)
             if self.at_epoch_end is not None and (step + 1) % self.steps_per_epoch == 0:
                 self.at_epoch_end((step + 1) // self.steps_per_epoch)
@@ -149,6 +153,11 @@ class Trainer:
         self._check_weights()
         self.student.lm.eval()
         return self.trained
+
+    def _track(self, terms: Mapping[str, Tensor], lr: float) -> None:
+        if self.log is not None:
+            losses = {f"train/{name}": value.item() for name, value in terms.items()}
+            self.log({**losses, "train/lr": lr}, self.trained.steps)
 
     def _schedule(self, done: int) -> Iterator[tuple[int, list[int]]]:
         """(step, global batch) from step ``done`` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ TEXTS = [
     "Zoë paints boats in the harbour, and naïve gulls watch.",
     "### Instruction:\nWho paints boats?\n\n### Response:\n",
 ]
+INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -77,3 +79,22 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wider random teacher with the student's vocabulary."""
     return save_llama(tmp_path_factory.mktemp("teacher"), byte_level_tokenizer(), width=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of the user's own: training set and one suite."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in (("dev", 24), ("test", 12)):
+        rows = [
+            {"instruction": f"Name boat {n}.", "input": "", "prompt": INSTRUCTION.format(f"Name boat {n}.")}
+            | {"output": f"The boat is number {n},\nand Zoë paints it."}
+            for n in range(count)
+        ]
+        file = folder / "dolly" / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for suite in ("self-inst", "vicuna", "s-ni", "unni"):
+        (folder / suite).mkdir()
+        (folder / suite / "test.jsonl").write_bytes((folder / "dolly" / "test.jsonl").read_bytes())
+    return folder

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from harness.files import FOLDER_SEAL
+from harness.store import Store, core
+
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ("kl", "dskd-v1", "dskd-v2", "lora", "dskd-v2+resumed")
-LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "fsdp2.yaml"))
 
 
-def launch(*arguments: str, processes: int = 2, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Run a script in so many processes, as a user does; alone without a launcher."""
-    several = (*LAUNCH, "--num_processes", str(processes), "--main_process_port", "0")
-    before = several if processes > 1 else ()
-    return subprocess.run(
-        [sys.executable, *before, *arguments],
-        capture_output=True,
+def started(*arguments: str, processes: int = 2, config: str = "fsdp2") -> subprocess.Popen[str]:
+    """Start a script in so many processes, as a user does; alone without a launcher."""
+    file = str(ROOT / "configs" / f"{config}.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", file)
+    several = (*launcher, "--num_processes", str(processes), "--main_process_port", "0")
+    return subprocess.Popen(
+        [sys.executable, *(several if processes > 1 else ()), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
-        check=False,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DSKD_CHECKPOINT_SECONDS": "0"},
     )
+
+
+def launch(*arguments: str, processes: int = 2, config: str = "fsdp2") -> None:
+    """The same to its end."""
+    process = started(*arguments, processes=processes, config=config)
+    try:
+        output = process.communicate(timeout=280)[0]
+    finally:
+        process.terminate()
+    assert process.returncode == 0, output[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +69,7 @@ def runs(student_folder: Path, teacher: Path, tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("runs")
     script = str(ROOT / "tests" / "two_processes.py")
     for processes in (1, 2):
-        done = launch(
-            script, ",".join(CASES), str(student_folder), str(teacher), str(out), processes=processes
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        launch(script, ",".join(CASES), str(student_folder), str(teacher), str(out), processes=processes)
     return out
 
 
@@ -68,7 +80,11 @@ def found(runs: Path, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(runs: Path, case: str) -> None:
-    one, two = found(runs, case)
+    same_training(*found(runs, case))
+
+
+def same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Losses, gradient norms and weights, within what the order of sums may change."""
     assert [step for step, _ in one["curve"]] == [step for step, _ in two["curve"]]
     for (_, mine), (_, theirs) in zip(one["curve"], two["curve"], strict=True):
         assert mine.keys() == theirs.keys()
@@ -87,6 +103,82 @@ def test_each_process_holds_half(runs: Path, case: str) -> None:
     assert one["sharded"] == 0
     assert two["numbers"] == one["numbers"]
     assert 0.45 * one["numbers"] < two["sharded"] < 0.6 * one["numbers"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_trains_as_one_process(
+    runs: Path, student_folder: Path, teacher: Path, tmp_path: Path, config: str
+) -> None:
+    """Its first run on a machine without a GPU compiles an operation, which takes minutes."""
+    pytest.importorskip("deepspeed")
+    cases, script = ("kl", "dskd-v2", "dskd-v2+resumed"), str(ROOT / "tests" / "two_processes.py")
+    launch(script, ",".join(cases), str(student_folder), str(teacher), str(tmp_path), config=config)
+    for case in cases:
+        one = torch.load(runs / f"{case}-1.pt", weights_only=True)
+        two = torch.load(tmp_path / f"{case}-2.pt", weights_only=True)
+        same_training(one, two)
+        assert two["sharded"] == (one["numbers"] / 2 if config == "zero3" else 0)
+
+
+@pytest.fixture(scope="module")
+def command(
+    student_folder: Path, teacher: Path, own_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """A run of the real command; ``--results`` is still to be added."""
+    pair = ["--teacher", str(teacher), "--student", str(student_folder)]
+    rows = ["--methods", "dskd-v1/kl", "--seeds", "1,"]
+    budget = ["--budget", "examples=24,epochs=8,prompts=6,new_tokens=16"]
+    folders = ["--data", str(own_data), "--cache", str(tmp_path_factory.mktemp("cache"))]
+    return [str(ROOT / "reproduce.py"), *pair, *rows, *budget, *folders]
+
+
+def trained(results: Path) -> dict[str, Any]:
+    """The record of the one training."""
+    (record,) = (record for record in Store(results).all() if record["training"])
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_command_trains_on_two_processes_and_goes_on_after_a_kill(
+    command: list[str], tmp_path: Path
+) -> None:
+    launch(*command, "--results", str(tmp_path / "one"), processes=1)
+    launch(*command, "--results", str(tmp_path / "two"))
+    one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
+    assert one["cell"] == two["cell"]
+    assert [two["cost"].get("processes"), one["cost"].get("processes")] == [2, None]
+    assert [one["training"]["accumulation"], two["training"]["accumulation"]] == [4, 2]
+    for (step, mine), (other, theirs) in zip(one["training"]["curve"], two["training"]["curve"], strict=True):
+        assert step == other
+        assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-5)
+    assert kill_one_process(command, tmp_path / "killed") != 0
+    launch(*command, "--results", str(tmp_path / "killed"))
+    assert core(trained(tmp_path / "killed")) == core(two)
+
+
+def kill_one_process(command: list[str], results: Path) -> int:
+    """SIGKILL the second process as soon as there is a checkpoint; how the launch ended."""
+    process = started(*command, "--results", str(results))
+    deadline = time.monotonic() + 250
+    while not list((results / "work").glob(f"*/checkpoint/{FOLDER_SEAL}")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(second(process.pid), signal.SIGKILL)
+    process.communicate(timeout=100)
+    assert not [record for record in Store(results).all() if record["training"]]
+    return process.returncode
+
+
+def second(launcher: int) -> int:
+    """The process of a launch whose rank is 1."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and b"\0RANK=1\0" in (folder / "environ").read_bytes():
+                return int(folder.name)
+    raise AssertionError("no process has rank 1")
 
 
 def test_a_training_of_two_goes_on_exactly(runs: Path) -> None:

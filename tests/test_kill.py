@@ -24,7 +24,6 @@ from harness.run import default_cache
 from harness.store import Store, core
 
 ROOT = Path(__file__).resolve().parents[1]
-INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 
 @pytest.fixture(autouse=True)
@@ -36,33 +35,14 @@ def _heeds_ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of the user's own: training set and one suite."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, count in (("dev", 24), ("test", 12)):
-        rows = [
-            {"instruction": f"Name boat {n}.", "input": "", "prompt": INSTRUCTION.format(f"Name boat {n}.")}
-            | {"output": f"The boat is number {n},\nand Zoë paints it."}
-            for n in range(count)
-        ]
-        file = folder / "dolly" / f"{name}.jsonl"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for suite in ("self-inst", "vicuna", "s-ni", "unni"):
-        (folder / suite).mkdir()
-        (folder / suite / "test.jsonl").write_bytes((folder / "dolly" / "test.jsonl").read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="module")
 def command(
-    student_folder: Path, teacher_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+    student_folder: Path, teacher_folder: Path, own_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
     """A small run on a pair of the user's own; ``--results`` is still to be added."""
     pair = ["--teacher", str(teacher_folder), "--student", str(student_folder)]
     rows = ["--methods", "sft,dskd-v1/kl", "--seeds", "1", "--jobs", "1"]
     budget = ["--budget", "examples=24,epochs=8,prompts=6,new_tokens=16"]
-    folders = ["--data", str(data), "--cache", str(tmp_path_factory.mktemp("cache"))]
+    folders = ["--data", str(own_data), "--cache", str(tmp_path_factory.mktemp("cache"))]
     return [sys.executable, str(ROOT / "reproduce.py"), *pair, *rows, *budget, *folders]
 
 

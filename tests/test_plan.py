@@ -374,6 +374,18 @@ def test_paper_scale_without_a_gpu_says_what_it_needs(
     assert all("needs GPUs" in step.reason for step in made.steps)
 
 
+def test_paper_scale_takes_gpus_that_are_large_enough_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "gpus", lambda: (("GPU", 24 * 1024),) * 8)
+    refused = {}
+    for processes in ("1", "8"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        steps = make(tmp_path, scale="paper", tables=("math",)).steps
+        refused[processes] = {step.cell.id for step in steps if "needs GPUs" in step.reason}
+    assert refused["8"] < refused["1"]
+
+
 def test_estimates_learn_from_records_and_scale_with_the_models(tmp_path: Path) -> None:
     (step,) = make(tmp_path, methods=("kl",), pairs=("same",), seeds=(1,)).steps
     history = History.of(

@@ -82,7 +82,7 @@ def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: 
         run._save()
         return {}
     trained = run.run()
-    own = sum(p.to_local().numel() for p in run.whole.parameters() if hasattr(p, "to_local"))
+    own = sum(held(p) for p in run.whole.parameters())
     plain = here.plain(student, CASES[case][1].lora)
     parts = {} if run.parts is None else dict(run.parts.named_parameters())
     return {
@@ -93,8 +93,15 @@ def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: 
         "tokens": [trained.tokens, trained.read_tokens],
         "losses": [trained.first_loss, trained.last_loss],
         "sharded": own,
-        "numbers": sum(p.numel() for p in run.whole.parameters()),
+        "numbers": sum(getattr(p, "ds_numel", p.numel()) for p in run.whole.parameters()),
     }
+
+
+def held(parameter: Any) -> int:
+    """Numbers of a parameter that this process holds as its shard (FSDP2, ZeRO-3)."""
+    if hasattr(parameter, "ds_tensor"):
+        return int(parameter.ds_tensor.numel())
+    return int(parameter.to_local().numel()) if hasattr(parameter, "to_local") else 0
 
 
 def _norms(run: Trainer) -> list[float]:

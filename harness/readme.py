@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 
 #: Block of README.md -> the table it shows at a glance, "<scale>-<table>".
-TABLES = {"table": "tiny-2", "small": "small-first-small"}
+TABLES = {"table": "tiny-2", "small": "small-1"}
 
 #: Block of README.md -> the file it shows, and the language of its fence.
 FILES = {"plugin": ("examples/my_method.py", "python")}

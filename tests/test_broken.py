@@ -211,8 +211,8 @@ class AttentionOverTheBatch(CrossModelAttentionKD):
 class MaskIgnored(DualSpaceV2):
     """The student-space KD at every position."""
 
-    def _kept(self, agree: Tensor) -> Tensor:
-        return torch.arange(len(agree))
+    def kept(self, projected: Any, predictions: Tensor, hidden: Tensor, head: Tensor) -> Tensor:
+        return torch.arange(len(predictions))
 
 
 class GoldForPredictions(DualSpaceV2):

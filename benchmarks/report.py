@@ -26,7 +26,8 @@ def render(folder: Path = FOLDER) -> str:
     parts.append(f"{_machine(found['machine'])}Times: {found['times']}.\n")
     rows = [losses.read_measurement(row) for row in found["measurements"]]
     for shape, group in itertools.groupby(rows, key=lambda row: row.shape):
-        parts.append(f"### {shape}\n\n{losses.table(list(group))}\n")
+        measured = list(group)
+        parts.append(f"### {shape}\n\n{losses.table(measured)}\n{_bound(measured)}")
     found = json.loads((folder / "train.json").read_text())
     task = found["task"]
     parts.append("## Training end to end (`python -m benchmarks.train`)\n")
@@ -36,6 +37,18 @@ def render(folder: Path = FOLDER) -> str:
     )
     parts.append(train.table([train.Measurement(**row) for row in found["measurements"]]) + "\n")
     return "\n".join(parts)
+
+
+def _bound(rows: list[losses.Measurement]) -> str:
+    """What no computation of this loss can beat, where that was measured."""
+    seconds = {row.kind: row.seconds for row in rows}
+    if losses.PRODUCTS not in seconds:
+        return ""
+    floor = seconds[losses.PRODUCTS]
+    return (
+        f"\nThe matrix products alone are {floor / seconds['ours']:.0%} of ours. With nothing else to do, a step "
+        f"would be {seconds['response-only'] / floor:.2f} times faster than response-only.\n"
+    )
 
 
 def _machine(facts: dict[str, Any]) -> str:

@@ -46,8 +46,8 @@ def _bound(rows: list[losses.Measurement]) -> str:
         return ""
     floor = seconds[losses.PRODUCTS]
     return (
-        f"\nThe matrix products alone are {floor / seconds['ours']:.0%} of ours. With nothing else to do, a step "
-        f"would be {seconds['response-only'] / floor:.2f} times faster than response-only.\n"
+        f"\nThe matrix products alone are {floor / seconds['ours']:.0%} of ours. With nothing else to do, a "
+        f"step would be {seconds['response-only'] / floor:.2f} times faster than response-only.\n"
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from evals import sandbox
 from evals.sandbox import Level, Limits, Program, Verdict
 
-QUICK = Limits(cpu_seconds=1, wall_seconds=6.0)
+QUICK = Limits(cpu_seconds=1, wall_seconds=3.0)
 LEVELS = [level for level in ("namespaces", "rlimits") if level == sandbox.level() or level == "rlimits"]
 pytestmark = pytest.mark.skipif(sandbox.level() == "none", reason="no sandbox on this machine")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import reproduce
 
 from harness import cli
 
@@ -78,15 +79,11 @@ def test_list_answers_in_under_a_second() -> None:
 def test_wrong_input_is_one_clear_line_and_exit_2(
     arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    try:
-        code: object = cli.main([*arguments, "--results", str(tmp_path)])
-    except SystemExit as stopped:
-        code = stopped.code
-    said = capsys.readouterr()
+    code, out, err = reproduce(capsys, *arguments, "--results", str(tmp_path))
     assert code == 2
-    assert said.out == ""
-    assert says in said.err.splitlines()[-1]
-    assert "Traceback" not in said.err
+    assert out == ""
+    assert says in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_the_dry_run_names_cells_and_changes_nothing(tmp_path: Path) -> None:

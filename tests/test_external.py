@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import reproduce
 from test_report import rows_of, structure
 
-from harness import cli, external, methods, plan, rendering, report
+from harness import external, methods, plan, rendering, report
 from harness.plan import Request
 from harness.rendering import Judged
 from harness.store import Store, StoreError, canonical, checksum
@@ -249,18 +250,9 @@ def test_a_damaged_import_is_told_before_anything_runs(
     path.write_text("{}")
     monkeypatch.setattr("harness.commands.execute", lambda *_: pytest.fail("started"))
     where = ("--results", str(tmp_path), "--cache", str(tmp_path / "cache"))
-    code, out, err = call(capsys, "--table", "2", "--methods", "kl", *where)
+    code, out, err = reproduce(capsys, "--table", "2", "--methods", "kl", *where)
     assert (code, out) == (2, "")
     assert "not as it was imported" in err.splitlines()[-1]
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = cli.main(arguments)
-    except SystemExit as stopped:
-        code = int(str(stopped.code))
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_the_command_takes_all_or_none(
@@ -268,11 +260,13 @@ def test_the_command_takes_all_or_none(
 ) -> None:
     good, results = written(tmp_path, theirs), tmp_path / "results"
     bad = written(tmp_path, "{}", "bad.json")
-    code, out, err = call(capsys, "--import", str(good), str(bad), "--source", "X", "--results", str(results))
+    code, out, err = reproduce(
+        capsys, "--import", str(good), str(bad), "--source", "X", "--results", str(results)
+    )
     assert (code, out) == (2, "")
     assert "bad.json" in err
     assert not results.exists()
-    code, out, _ = call(capsys, "--import", str(good), "--source", "X", "--results", str(results))
+    code, out, _ = reproduce(capsys, "--import", str(good), "--source", "X", "--results", str(results))
     assert code == 0
     assert "tiny/sp-same kl seed 7, external, from X" in out
     assert "shown in tables 2, on-policy and in the leaderboard" in out
@@ -284,13 +278,15 @@ def test_the_command_takes_all_or_none(
         ((str(good), "--source", "a\nb"), "--source"),
         ((str(good), "--source", "=HYPERLINK(1)"), "--source"),
     ):
-        code, _, err = call(capsys, "--import", *arguments, "--results", str(results))
+        code, _, err = reproduce(capsys, "--import", *arguments, "--results", str(results))
         assert code == 2
         assert says in err
     ours = written(tmp_path, own, "own.json")
     (tmp_path / "both").mkdir()
     (tmp_path / "both" / "records").symlink_to(ROOT / "results" / "records")
-    code, _, err = call(capsys, "--import", str(ours), "--source", "X", "--results", str(tmp_path / "both"))
+    code, _, err = reproduce(
+        capsys, "--import", str(ours), "--source", "X", "--results", str(tmp_path / "both")
+    )
     assert code == 2
     assert "own record" in err
-    assert call(capsys, "--source", "X", "--list")[0] == 2
+    assert reproduce(capsys, "--source", "X", "--list")[0] == 2

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import reproduce
 from test_doctor import SUITES, edit, rows, write
 
 from harness import cli, commands, tables
@@ -213,14 +214,10 @@ def test_wrong_input_is_one_line_and_exit_2_and_leaves_nothing(
         monkeypatch.setattr(tables, "TABLES", place.folder / "tables")
     monkeypatch.setattr(commands, "execute", lambda *_: pytest.fail("work was begun"))
     before = sorted(place.folder.rglob("*"))
-    try:
-        code: object = cli.main(place.arguments)
-    except SystemExit as stopped:
-        code = stopped.code
-    said = capsys.readouterr()
-    assert code == 2, said.err
-    assert said.out == ""
-    (told,) = said.err.splitlines()
+    code, out, err = reproduce(capsys, *place.arguments)
+    assert code == 2, err
+    assert out == ""
+    (told,) = err.splitlines()
     assert says in told
     assert len(told) < 600
     assert sorted(place.folder.rglob("*")) == before

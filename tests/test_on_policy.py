@@ -12,6 +12,7 @@ import torch
 from conftest import byte_level_tokenizer, save_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from some_examples import examples
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from dskd.alignment import decode, encode
@@ -29,14 +30,7 @@ from harness.teacher import hidden_states, teacher_side
 from harness.train import Trainer
 
 methods.load()
-EXAMPLES = [
-    Example(
-        str(n),
-        f"### Instruction:\nName item {n}.\n\n### Response:\n",
-        "geese " * (n % 5 + 1) + "naïve\nboats",
-    )
-    for n in range(12)
-]
+EXAMPLES = examples(12)
 HELD_OUT = [Example(f"v{n}", f"Ask {n}:\n", "the miller keeps geese") for n in range(3)]
 SETTINGS = Training(examples=None, epochs=3, batch=4, micro_batch=4, lr=1e-3, max_length=96, max_prompt=48)
 ANSWER = 12

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import reproduce
 from test_verdict import fill
 
-from harness import cli, goldens, methods, provenance, references, regression, tables
+from harness import goldens, methods, provenance, references, regression, tables
 from harness.references import ReferencesError
 from harness.store import Store
 
@@ -354,34 +355,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(goldens, "addresses", lambda: ["kl"])
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = cli.main(arguments)
-    except SystemExit as stopped:
-        code = int(str(stopped.code))
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 @pytest.mark.usefixtures("quick")
 def test_check_then_accept_then_check(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = ("--results", str(copied))
-    code, out, _ = run(capsys, "--check", *results)
+    code, out, _ = reproduce(capsys, "--check", *results)
     assert code == 1
     assert "tiny/bpe-same kl: no record" in out  # the copy lacks the tables' own cells
     assert "tiny-check.md: is stale" in out
     assert "tiny/check-same" not in out
-    code, out, err = run(capsys, "--accept", *results)
+    code, out, err = reproduce(capsys, "--accept", *results)
     assert (code, out) == (2, "")
     assert "--reason" in err
-    code, out, _ = run(capsys, "--accept", "--reason", "a test", *results)
+    code, out, _ = reproduce(capsys, "--accept", "--reason", "a test", *results)
     assert code == 0
     assert "gone claims field/" in out  # and rows, beyond the lines shown
     from harness import rendering
 
     for judged in rendering.from_records(copied):
         rendering.keep(rendering.files(judged, copied))
-    code, out, _ = run(capsys, "--check", *results)
+    code, out, _ = reproduce(capsys, "--check", *results)
     assert (code, "against the references" in out) == (0, False)
     assert references.read(copied, "tiny").changes[-1]["reason"] == "a test"
 
@@ -396,17 +388,17 @@ def test_a_damaged_record_turns_the_check_red_and_is_not_accepted(
     data["scores"]["dolly"]["seeds"]["10"]["score"] += 1
     victim.write_text(json.dumps(data))
     results = ("--results", str(tmp_path / "results"))
-    code, out, _ = run(capsys, "--check", *results)
+    code, out, _ = reproduce(capsys, "--check", *results)
     assert code == 1
     assert "checksum differs" in out
-    code, _, err = run(capsys, "--accept", "--reason", "x", *results)
+    code, _, err = reproduce(capsys, "--accept", "--reason", "x", *results)
     assert code == 2
     assert "nothing accepted" in err
 
 
 def test_wrong_uses_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (("--check", "3"), ("--reason", "x", "--check"), ("--check", "--table", "2")):
-        code, out, err = run(capsys, *arguments)
+        code, out, err = reproduce(capsys, *arguments)
         assert (code, out) == (2, "")
         assert len(err.strip().splitlines()) == 1
 

@@ -7,25 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from some_examples import examples
 
 from dskd.batch import Batch, Loss, Pair
 from dskd.method import Method, create
 from harness import data, methods, models
 from harness.cells import Lora, Training
 from harness.checkpoints import BestDevRouge
-from harness.examples import Example
 from harness.saving import load_checkpoint, save_checkpoint
 from harness.teacher import hidden_states, teacher_side
 from harness.train import DivergedError, Trainer
 
-EXAMPLES = [
-    Example(
-        str(n),
-        f"### Instruction:\nName item {n}.\n\n### Response:\n",
-        "geese " * (n % 5 + 1) + "naïve\nboats",
-    )
-    for n in range(10)
-]
+EXAMPLES = examples(10)
 SETTINGS = Training(examples=None, epochs=2, batch=5, micro_batch=5, lr=1e-3, max_length=96, max_prompt=48)
 
 

@@ -16,24 +16,18 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # run as a script
 
+from some_examples import examples  # noqa: E402
+
 from dskd.batch import Pair  # noqa: E402
 from dskd.method import create  # noqa: E402
 from harness import data, launch, methods, models  # noqa: E402
 from harness.cells import Lora, Training  # noqa: E402
 from harness.distributed import World, whole_tensor, world  # noqa: E402
-from harness.examples import Example  # noqa: E402
 from harness.models import LoadedModel  # noqa: E402
 from harness.teacher import hidden_states, teacher_side  # noqa: E402
 from harness.train import Trainer  # noqa: E402
 
-EXAMPLES = [
-    Example(
-        str(n),
-        f"### Instruction:\nName item {n}.\n\n### Response:\n",
-        "geese " * (n % 5 + 1) + "naïve\nboats",
-    )
-    for n in range(10)
-]
+EXAMPLES = examples(10)
 #: Three micro-batches a step: with two processes one of them has nothing to do in the last round.
 TWO = Training(examples=None, epochs=2, batch=5, micro_batch=2, lr=1e-3, max_length=96, max_prompt=48)
 #: name -> method address, settings, and whether the teacher's states are too many to keep.

@@ -1,8 +1,9 @@
 """GSM8K by lm-eval's own task, and MATH-500 by mathematical equivalence.
 
 GSM8K: the task, filters and metric of the installed lm-eval (its ``gsm8k.yaml``), zero-shot, with our prompt
-and a model that replays stored texts. ``strict-match`` (the number after ``####``) is primary, because the
-training answers end in ``#### N``; ``flexible-extract`` (the last number in the text) stands beside it.
+and a model that replays stored texts. ``flexible-extract`` (the last number in the text) is primary:
+zero-shot, nothing tells a teacher of GSM8K's ``#### N``, nor a student of its answers. ``strict-match`` (the
+number after ``####``), which holds whoever was not shown that form at 0, stands beside it.
 
 MATH-500: ``math-verify`` (Kydlicek et al. 2025; lm-eval's ``math_verify`` metric of minerva_math) is primary:
 gold solution and whole answer are parsed, the answers compared as mathematics. ``hendrycks`` beside it is
@@ -37,7 +38,7 @@ class MathsError(RuntimeError):
 
 
 def gsm8k(items: Sequence[Item], texts: Sequence[str]) -> dict[str, list[float]]:
-    """Per item 0 or 1: ``strict-match`` (primary) and ``flexible-extract``."""
+    """Per item 0 or 1: ``flexible-extract`` (primary) and ``strict-match``."""
     _go_offline()
     from lm_eval import evaluator
 
@@ -49,7 +50,7 @@ def gsm8k(items: Sequence[Item], texts: Sequence[str]) -> dict[str, list[float]]
     if result is None:
         raise MathsError("lm-eval returned nothing")
     scores: dict[str, list[float]] = {
-        name: [0.0] * len(items) for name in ("strict-match", "flexible-extract")
+        name: [0.0] * len(items) for name in ("flexible-extract", "strict-match")
     }
     for sample in result["samples"]["gsm8k"]:
         scores[sample["filter"]][sample["doc_id"]] = float(sample["exact_match"])

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
     _heed_signals()
+    if not sys.stderr.isatty():  # a log wants lines, and none of the libraries' bars
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if launch.rank():
         _hush(options.results / "work" / "logs" / f"process-{launch.rank()}.log")
     try:

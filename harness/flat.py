@@ -99,6 +99,7 @@ def as_dict(result: TableVerdict, pairs_info: Mapping[str, str]) -> dict[str, An
     return {
         "table": table.id,
         "title": table.title,
+        "published_with": table.published_with,
         "scale": result.scale,
         "pairs": {
             side: {"name": table.pair(result.scale, side), "about": pairs_info.get(side, "")}

@@ -102,7 +102,7 @@ def of(result: TableVerdict, pairs_info: Mapping[str, str]) -> Page:
     """A table in words; ``pairs_info`` maps a side to what is said of its pair."""
     table = result.table
     blocks = tuple(_block(result, side, pairs_info.get(side, "")) for side in table.sides)
-    title = f"Table {table.id}, {result.scale}: {table.title}"
+    title = f"Table {table.id}, {result.scale}: {table.heading(result.scale)}"
     notes = (*_row_notes(result), *_legend(result))
     return Page(title, table, result.scale, blocks, result.claims, notes, census_line(result.census))
 

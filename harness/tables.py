@@ -132,6 +132,7 @@ class Table:
 
     id: str
     title: str
+    published_with: str  #: models of the published figures; empty where there are none
     paper: str
     aliases: tuple[str, ...]
     group: Literal["instructions", "maths", "code"]
@@ -145,6 +146,13 @@ class Table:
     seeds: Mapping[str, int] = field(default_factory=dict)  #: scale -> number of training seeds
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: further column -> its suites
     value: Literal["score", "retention"] = "score"  #: what a cell holds: points, or percent of the teacher's
+
+    def heading(self, scale: str) -> str:
+        """The title, and which models the published figures are of: at scale paper these, else others."""
+        if not self.published_with:
+            return self.title
+        models = self.published_with if scale == "paper" else f"published with {self.published_with}"
+        return f"{self.title} ({models})"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -229,6 +237,7 @@ def read(path: Path) -> Table:
     table = Table(
         id=path.stem,
         title=top.text("title"),
+        published_with=top.text("published_with", optional=True),
         paper=top.text("paper"),
         aliases=tuple(top.texts("aliases")),
         group=top.choice("group", ("instructions", "maths", "code")),  # type: ignore[arg-type]

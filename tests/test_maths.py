@@ -44,7 +44,7 @@ def problem(answer: str) -> Item:
 )
 def test_gsm8k_filters(gold: str, text: str, strict: float, flexible: float) -> None:
     result = score(GSM8K, [gsm(gold)], [text])
-    assert result.metric == "strict-match"
+    assert result.metric == "flexible-extract"
     assert result.per_item == {"strict-match": [strict], "flexible-extract": [flexible]}
 
 

@@ -268,3 +268,11 @@ def test_every_gathered_figure_is_here_with_its_status() -> None:
                 assert (figure.value, figure.status) == (row[column], status), (key, column)
                 compared += 1
     assert compared > 300
+
+
+def test_only_at_paper_does_a_heading_claim_the_published_models() -> None:
+    table = tables.load("1")
+    assert table.heading("paper") == "Instruction following (GPT2-120M as student)"
+    assert table.heading("small") == "Instruction following (published with GPT2-120M as student)"
+    own = tables.load("first-small")
+    assert own.heading("small") == own.title

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class Prompted(Protocol):
     def prompt(self) -> str: ...
 
 
+class Kept(Protocol):
+    """The shape of harness/journal.Journal: batches of answers that were written before."""
+
+    def get(self, key: str) -> Any: ...
+    def add(self, key: str, value: Any) -> None: ...
+
+
 class Written(NamedTuple):
     """An answer's tokens without EOS, and whether EOS came (else it was cut)."""
 
@@ -77,6 +85,7 @@ def generate(
     max_prompt: int = 256,
     batch_size: int = 32,
     progress: Callable[[float], None] | None = None,
+    kept: Kept | None = None,
 ) -> list[str]:
     """The model's answer to each item, in the items' order; EOS and special tokens are not part of it.
 
@@ -92,6 +101,7 @@ def generate(
         max_prompt: prompts are cut from the left to so many tokens, BOS kept.
         batch_size: answers written side by side; does not change them.
         progress: called with the share of items finished, 0..1.
+        kept: keeps every batch when it is finished, and has those of an earlier call with this model.
 
     Raises:
         ValueError: settings that leave no room for an answer, or make no sense.
@@ -105,6 +115,7 @@ def generate(
         max_prompt=max_prompt,
         batch_size=batch_size,
         progress=progress,
+        kept=kept,
     )
     return (
         tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -123,6 +134,7 @@ def generate_ids(
     max_prompt: int = 256,
     batch_size: int = 32,
     progress: Callable[[float], None] | None = None,
+    kept: Kept | None = None,
 ) -> list[list[int]]:
     """As ``generate``, but token ids, without EOS."""
     prompts = encode_prompts(tokenizer, [item.prompt for item in items], max_prompt)
@@ -136,6 +148,7 @@ def generate_ids(
         reachable=max(tokenizer.get_vocab().values()) + 1,
         batch_size=batch_size,
         progress=progress,
+        kept=kept,
     )
     return [answer.ids for answer in written]
 
@@ -153,6 +166,7 @@ def write(
     banned: Tensor | None = None,
     companion: Companion | None = None,
     progress: Callable[[float], None] | None = None,
+    kept: Kept | None = None,
 ) -> list[Written]:
     """Answers to prompts of token ids, in their order.
 
@@ -160,7 +174,7 @@ def write(
         model: as in ``generate``.
         prompts: not empty, short enough for the window.
         names: one for each answer; with the seed it decides the answer's random numbers.
-        decoding, seed, batch_size, progress: as in ``generate``.
+        decoding, seed, batch_size, progress, kept: as in ``generate``.
         eos: ends an answer.
         reachable: token ids are below this; rows of the head beyond get no probability.
         banned: (K,) int64 token ids that get none either.
@@ -182,17 +196,33 @@ def write(
             stack.enter_context(_evaluating(voice))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _Batch(model, decoding, eos, reachable, banned, companion)
-            written = batch.run(
-                [prompts[i] for i in chosen],
-                [rooms[i] for i in chosen],
-                [uniforms(seed, names[i], decoding.max_new_tokens) for i in chosen],
-            )
-            for i, answer in zip(chosen, written, strict=True):
-                answers[i] = answer
+            inputs = [prompts[i] for i in chosen]
+            key = _batch_key([names[i] for i in chosen], inputs, decoding, seed)
+            known = kept.get(key) if kept is not None else None
+            if known is None:
+                batch = _Batch(model, decoding, eos, reachable, banned, companion)
+                known = batch.run(
+                    inputs,
+                    [rooms[i] for i in chosen],
+                    [uniforms(seed, names[i], decoding.max_new_tokens) for i in chosen],
+                )
+                if kept is not None:
+                    kept.add(key, known)
+            for i, answer in zip(chosen, known, strict=True):
+                answers[i] = Written(*answer)
             if progress is not None:
                 progress((start + len(chosen)) / len(order))
     return answers
+
+
+def _batch_key(
+    names: Sequence[str], prompts: Sequence[Sequence[int]], decoding: DecodingLike, seed: int
+) -> str:
+    """What the answers of a batch depend on, beside the models."""
+    limits = (decoding.temperature, decoding.top_p, decoding.top_k, decoding.no_repeat_ngram)
+    lengths = (decoding.max_new_tokens, decoding.max_length)
+    asked = (seed, limits, lengths, [(name, list(ids)) for name, ids in zip(names, prompts, strict=True)])
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
 def _check(decoding: DecodingLike, batch_size: int) -> None:
@@ -361,15 +391,21 @@ class _Batch:
             input_ids=inputs,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{_cache_argument(model): cache},
         )
         # rows of the head that no token id reaches get no probability
         logits: Tensor = output.logits[:, -1, : self.reachable].float()
         if not math.isfinite(logits.max().item()):  # the maximum of what holds NaN is NaN
             raise BrokenModelError("the model's logits are not numbers, so its answers would mean nothing")
         return logits
+
+
+def _cache_argument(model: Any) -> str:
+    """What the library's models call it: ``cache`` of late, ``past_key_values`` before."""
+    known = inspect.signature(getattr(model, "forward", model)).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _ban(logits: Tensor, banned: Sequence[Sequence[int]]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import time
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +28,7 @@ from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
 from harness.distributed import World
 from harness.examples import Example, load_examples, load_held_out, text_hash
-from harness.files import intact, seal, write_whole
+from harness.journal import Journal
 from harness.meter import Meter
 from harness.models import LoadedModel, Progress
 from harness.on_policy import Limits, OnPolicy, Sides
@@ -40,6 +39,9 @@ from harness.store import Store
 from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
 from harness.tracking import Log
 from harness.train import CHECKPOINT, Trained, Trainer
+
+#: Folder, in a cell's work folder, of the answers written so far.
+ANSWERS = "answers"
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -173,10 +175,15 @@ class Walk:
         student, trained, chosen = self._train(student, self.method, self.cell.training)
         if self.cell.training.lora is not None:
             models.merge_lora(student)
-        kept = {"weights": student.lm.state_dict(), "trained": vars(trained), "chosen": chosen}
-        self.world.told(lambda: save_checkpoint(self.work / "student.pt", kept))
+        self.world.told(lambda: self._keep_student(student, trained, chosen))
         student.lm.to(self.dtype)
         return student, trained, chosen
+
+    def _keep_student(self, student: LoadedModel, trained: Trained, chosen: str) -> None:
+        """Answers that lie there are of an earlier student, whose file was lost."""
+        shutil.rmtree(self.work / ANSWERS, ignore_errors=True)
+        kept = {"weights": student.lm.state_dict(), "trained": vars(trained), "chosen": chosen}
+        save_checkpoint(self.work / "student.pt", kept)
 
     def _train(
         self, student: LoadedModel, method: Method, settings: Training
@@ -306,18 +313,21 @@ class Walk:
         sources = (models.fingerprint(path), text_hash(examples), decoding, settings.max_prompt)
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
+        file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
+        kept = Journal(file.with_suffix(f".part{self.world.rank}"))
+
         def write() -> list[tuple[str, bool]]:
             model = self.world.place(models.load(path, ref, self.dtype))
             return [
                 answer
                 for seed in decoding.seeds
                 for answer in self.world.spread(
-                    examples, partial(self._answers, model, decoding=decoding, seed=seed)
+                    examples, partial(self._answers, model, decoding=decoding, seed=seed, kept=kept)
                 )
             ]
 
-        file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
         answers = teacher_texts(file, write, len(examples) * sampling.samples, self.world)
+        kept.forget()
         return [
             Example(f"{example.id}#{sample + 1}" if sample else example.id, example.prompt, *answer)
             for sample in range(sampling.samples)
@@ -325,7 +335,7 @@ class Walk:
         ]
 
     def _answers(
-        self, model: LoadedModel, examples: Sequence[Example], decoding: Decoding, seed: int
+        self, model: LoadedModel, examples: Sequence[Example], decoding: Decoding, seed: int, kept: Journal
     ) -> list[tuple[str, bool]]:
         """One answer to every prompt, each with whether it came to its end."""
         items = [Item(e.id, e.prompt, (e.response,), {}) for e in examples]
@@ -338,7 +348,7 @@ class Walk:
 
         written = generate_ids(
             model.lm, model.tokenizer, items, limits, seed, max_prompt=max_prompt,
-            batch_size=self._batch_size(), progress=report,
+            batch_size=self._batch_size(), progress=report, kept=kept,
         )  # fmt: skip
         prompts = encode_prompts(model.tokenizer, [e.prompt for e in examples], max_prompt)
         rooms = [min(limits.max_new_tokens, limits.max_length - len(prompt)) for prompt in prompts]
@@ -361,6 +371,7 @@ class Walk:
         seed: int,
         stage: str,
         max_prompt: int,
+        kept: Journal | None = None,
     ) -> list[str]:
         def progress(fraction: float) -> None:
             self.context.progress(stage, fraction)
@@ -377,6 +388,7 @@ class Walk:
                 max_prompt=self._prompt_room(model, max_prompt),
                 batch_size=self._batch_size(),
                 progress=progress,
+                kept=kept,
             )
 
         return self.world.spread(items, write)
@@ -424,20 +436,12 @@ class Walk:
     def _decoded(
         self, model: LoadedModel, run: SuiteRun, items: Sequence[Item], seed: int
     ) -> tuple[list[str], float]:
-        """Texts of one suite and decoding seed, kept in the work folder: a kill costs one suite at most."""
-        file = self.work / f"{run.name}-{seed}.json"
-        if self.world.told(lambda: intact(file)):
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            return kept["texts"], float(kept["seconds"])
-        started = time.monotonic()
+        """Texts of one suite and decoding seed, and the seconds they took; a kill costs one batch of them."""
+        kept = Journal(self.work / ANSWERS / f"{run.name}-{seed}-{self.world.rank}.jsonl")
         texts = self._generate(
-            model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt()
+            model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt(), kept
         )
-        seconds = time.monotonic() - started
-        if self.world.main:
-            write_whole(file, json.dumps({"texts": texts, "seconds": seconds}).encode())
-            seal(file)
-        return texts, seconds
+        return texts, kept.seconds
 
     def answers(self, model: LoadedModel, run: SuiteRun, seed: int, count: int) -> list[str]:
         """The model's answers to the first items of a suite."""

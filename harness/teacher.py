@@ -27,6 +27,7 @@ from harness.data import Encoded, pack
 from harness.distributed import World
 from harness.estimate import DISK_BUDGET
 from harness.files import file_hash, intact, seal, write_whole
+from harness.journal import Journal
 from harness.models import LoadedModel, Progress, fingerprint, load, load_tokenizer
 from harness.versions import TRAINER
 
@@ -50,8 +51,7 @@ class StoredStates:
 
     def rows(self, examples: Sequence[int]) -> Tensor:
         """See HiddenStates."""
-        parts = [self.data[self.offsets[e] : self.offsets[e + 1]] for e in examples]
-        return torch.from_numpy(np.concatenate(parts)).view(torch.bfloat16)
+        return torch.from_numpy(_rows(self.data, self.offsets, examples)).view(torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,31 @@ def _compute(
     progress: Progress,
     world: World,
 ) -> None:
-    """Fill the file in batches of like length; meta.json with the hash comes last and makes it valid."""
+    """Fill the file in batches of like length, from where an earlier call was stopped.
+
+    meta.json with the hash comes last and makes it valid.
+    """
     width = int(model.lm.config.hidden_size)
     file = folder / "hidden.bin"
-    data = _new_states(file, (int(offsets[-1]), width)) if world.main else None
+    data = _states_file(file, (int(offsets[-1]), width)) if world.main else None
+    filled = Journal(folder / "batches.jsonl")
     order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
     batches = list(_by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD))
-    done = 0
-    for batch, counts in world.shares(batches):
+    left = world.told(lambda: [] if data is None else _left(batches, data, offsets, filled))
+    done = len(order) - sum(map(len, left))
+    for batch, counts in world.shares(left):
         states = read(model, [sequences[e] for e in batch]).view(torch.int16).cpu().numpy()
         for examples, found in world.gathered((batch, states) if counts else ([], states)):
-            if data is not None:
+            if data is not None and examples:
                 _fill(data, offsets, examples, found)
+                filled.add(str(examples), _hash(found))
             done += len(examples)
         progress("teacher states", done / len(order))
     if data is not None:
         data.flush()
         about = {"sha256": file_hash(file), "width": width, "tokens": int(offsets[-1])}
         write_whole(folder / "meta.json", json.dumps(about).encode())
+        filled.forget()
     world.told(lambda: None)  # nobody looks before it is there
 
 
@@ -192,11 +199,28 @@ def _fill(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int], states
         start += count
 
 
-def _new_states(file: Path, shape: tuple[int, int]) -> np.memmap:
-    """A file for states, of which nothing is valid yet."""
+def _rows(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int]) -> np.ndarray:
+    """The rows of some examples, one after the other."""
+    return np.concatenate([data[offsets[e] : offsets[e + 1]] for e in examples])
+
+
+def _left(
+    batches: Sequence[list[int]], data: np.ndarray, offsets: np.ndarray, filled: Journal
+) -> list[list[int]]:
+    """The batches whose rows are not what an earlier call put there."""
+    return [batch for batch in batches if filled.get(str(batch)) != _hash(_rows(data, offsets, batch))]
+
+
+def _hash(states: np.ndarray) -> str:
+    return hashlib.sha256(states.tobytes()).hexdigest()
+
+
+def _states_file(file: Path, shape: tuple[int, int]) -> np.memmap:
+    """A file for states; the journal beside it says what of it is valid."""
     file.parent.mkdir(parents=True, exist_ok=True)
     (file.parent / "meta.json").unlink(missing_ok=True)
-    _reserve(file, 2 * shape[0] * shape[1])
+    if not file.is_file() or file.stat().st_size != 2 * shape[0] * shape[1]:
+        _reserve(file, 2 * shape[0] * shape[1])
     return np.memmap(file, dtype=np.int16, mode="r+", shape=shape)
 
 

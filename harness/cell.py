@@ -71,8 +71,6 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     Of several processes, only the main one's record has scores. The caller clears the store's work folder
     once the record is stored.
     """
-    heads.use_reference(context.reference)
-    models.trust_remote_code(context.trust_remote_code)
     name = "meter.json" if context.world.main else f"meter-{context.world.rank}.json"
     meter = Meter(context.store.work(cell.id) / name)
     context = dataclasses.replace(context, progress=meter.watching(context.progress))
@@ -128,7 +126,6 @@ class Retrained:
 
 def retrain(cell: Cell, context: Context) -> Retrained:
     """The student of a cell, from the work folder where training was over, else trained now; not scored."""
-    heads.use_reference(context.reference)
     walk = Walk(cell, context)
     student, trained, _ = walk.trained()
     return Retrained(student, trained, walk.root, walk._batch_size())
@@ -138,6 +135,8 @@ class Walk:
     """The state of one cell on its way: resolved paths, the method, the pair."""
 
     def __init__(self, cell: Cell, context: Context) -> None:
+        heads.use_reference(context.reference)
+        models.trust_remote_code(context.trust_remote_code)
         self.cell, self.context, self.world = cell, context, context.world
         self.work = context.store.work(cell.id)
         self.root = locate.data_root(cell.scale, context.cache, context.data)

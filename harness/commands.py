@@ -353,9 +353,10 @@ def merge(sources: Sequence[Path], results: Path) -> int:
             _say(fault)
         _say(f"nothing was merged: {len(merged.faults)} faults")
         return 2
-    new = len(merged.new)
+    new, count = len(merged.new), merged.imported
     merged.carry_out()
-    print(f"{merged.read} records read, {new} of them new in {results}")
+    imported = f"; {count} imported record{'s' * (count > 1)} new" if count else ""
+    print(f"{merged.read} records read, {new} of them new in {results}{imported}")
     return 0
 
 

@@ -190,6 +190,16 @@ def kept(results: Path, scale: str | None = None) -> Iterator[tuple[str, dict[st
         yield source, record
 
 
+def paths(results: Path) -> list[Path]:
+    """The files of all that was imported. StoreError for a damaged one."""
+    return [path for path, _, _ in _kept(results, "*")]
+
+
+def imported(path: Path) -> str:
+    """Checksum of the record in a file that ``paths`` has seen."""
+    return str(json.loads(path.read_bytes())["record"]["sha256"])
+
+
 def _kept(results: Path, scale: str, cell: str = "") -> Iterator[tuple[Path, str, dict[str, Any]]]:
     for file in sorted((results / "external").glob(f"{scale}/{cell}*.json")):
         try:

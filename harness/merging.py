@@ -1,7 +1,7 @@
 """Records that several machines made, brought into one store: all of them, or none.
 
 Everything is read and checked before anything is written: checksums of records and answers, and that
-no two records of a cell differ in anything but provenance and cost.
+no two records of a cell differ in anything but provenance and cost. Imported records come along, as such.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.files import write_whole
 from harness.store import Store, StoreError, core, first_difference, read_record, references
 
 
@@ -35,11 +36,17 @@ class Merge:
     faults: list[str] = field(default_factory=list)
     read: int = 0  #: records in the sources
     _chosen: dict[str, _Found] = field(default_factory=dict)  #: by cell
+    _imported: dict[Path, Path] = field(default_factory=dict)  #: files by their place in the target
 
     @property
     def new(self) -> list[_Found]:
         """What the target lacks, or has as failed."""
         return [found for found in self._chosen.values() if found.store is not self.target]
+
+    @property
+    def imported(self) -> int:
+        """How many imported records the target lacks."""
+        return len(self._imported)
 
     def carry_out(self) -> None:
         """Write the new cells, answers before records: a cell that is seen is whole."""
@@ -47,6 +54,8 @@ class Merge:
             for reference in references(found.record):
                 self.target.adopt_generations(reference, found.store)
             self.target.put(found.record)
+        for place, file in self._imported.items():
+            write_whole(place, file.read_bytes())
 
 
 def plan(target: Store, sources: Sequence[Path]) -> Merge:
@@ -61,6 +70,7 @@ def plan(target: Store, sources: Sequence[Path]) -> Merge:
         for found in _records(Store(source), merge.faults):
             merge.read += 1
             _weigh(merge, found)
+        _weigh_imported(merge, source)
     for found in merge._chosen.values():
         merge.faults += _answer_faults(found)
     return merge
@@ -85,6 +95,24 @@ def _weigh(merge: Merge, found: _Found) -> None:
         what = first_difference(core(known.record), core(found.record))
         merge.faults.append(f"{found.path} and {known.path} differ: {what}")
     merge._chosen[cell] = known
+
+
+def _weigh_imported(merge: Merge, source: Path) -> None:
+    """Compare what a source imported with what is here under the same name: of one cell, from one source."""
+    from harness import external
+
+    try:
+        files = external.paths(source)
+    except StoreError as error:
+        merge.faults.append(str(error))
+        return
+    for file in files:
+        place = merge.target.root / file.relative_to(source)
+        known = merge._imported.get(place, place)
+        if not known.is_file():
+            merge._imported[place] = file
+        elif external.imported(known) != external.imported(file):
+            merge.faults.append(f"{file} and {known} differ: one source's records of one cell")
 
 
 def _in_target(merge: Merge, cell: str) -> _Found | None:

@@ -25,7 +25,10 @@ from harness.provenance import cores, gpus, memory_bytes, provenance
 from harness.store import SCHEMA, Store, StoreError, check_relative, references
 
 if TYPE_CHECKING:
+    from harness.cell import Context
+    from harness.distributed import World
     from harness.launched import Together
+    from harness.tracking import Log
 
 Progress = Callable[[str, float], None]
 Compute = Callable[[Cell, "Settings", Progress], dict[str, Any]]
@@ -255,20 +258,28 @@ def compute(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any
     methods.load(settings.plugins)
     world = distributed.world(cell.scale)
     with tracking.tracked(settings.tracker, cell, settings.results / "tracked", world) as log:
-        context = cells.Context(
-            store=Store(settings.results),
-            cache=settings.cache,
-            pair=pairs.get(cell.pair),
-            data=settings.data,
-            progress=progress,
-            reference=settings.reference,
-            allow_unsafe=settings.allow_unsafe,
-            trust_remote_code=settings.trust_remote_code,
-            command=settings.command,
-            world=world,
-            log=log,
-        )
-        return cells.run(cell, context)
+        return cells.run(cell, context(cell, settings, progress, world, log))
+
+
+def context(
+    cell: Cell, settings: Settings, progress: Progress, world: World, log: Log | None = None
+) -> Context:
+    """Where a cell finds things, by the settings of a command."""
+    from harness.cell import Context
+
+    return Context(
+        store=Store(settings.results),
+        cache=settings.cache,
+        pair=pairs.get(cell.pair),
+        data=settings.data,
+        progress=progress,
+        reference=settings.reference,
+        allow_unsafe=settings.allow_unsafe,
+        trust_remote_code=settings.trust_remote_code,
+        command=settings.command,
+        world=world,
+        log=log,
+    )
 
 
 def _function(name: str) -> Compute:

@@ -7,13 +7,14 @@ folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import card, pairs, plan
+from harness import card, pairs, plan, run
 from harness.cells import UNTRAINED, Cell
 from harness.plan import Request
 from harness.run import Progress, Settings
@@ -96,15 +97,8 @@ def write(record: Mapping[str, Any], settings: Settings, output: Path, progress:
 
     methods.load(settings.plugins)
     cell = Cell.from_dict(record["spec"])
-    context = cells.Context(
-        store=Store(settings.results),
-        cache=settings.cache,
-        pair=pairs.get(cell.pair),
-        data=settings.data,
-        progress=progress,
-        reference=_reference(record),
-        world=distributed.alone(cell.scale),
-    )
+    settings = dataclasses.replace(settings, reference=_reference(record))
+    context = run.context(cell, settings, progress, distributed.alone(cell.scale))
     made = cells.retrain(cell, context)
     _check_curve(record, made.trained)
     fresh = output.with_name(f".{output.name}.new")

@@ -290,3 +290,41 @@ def test_the_command_takes_all_or_none(
     assert code == 2
     assert "own record" in err
     assert reproduce(capsys, "--source", "X", "--list")[0] == 2
+
+
+def test_a_merge_brings_what_was_imported_elsewhere(
+    theirs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there, other = (tmp_path / name for name in ("here", "there", "other"))
+    for folder in (here, there, other):
+        (folder / "records").mkdir(parents=True)
+    (path,) = external.take_in(there, [("a.json", theirs)], "Uni X")
+    merge = ["--merge", str(there), "--results", str(here)]
+    code, out, _ = reproduce(capsys, *merge)
+    assert code == 0
+    assert "1 imported record new" in out
+    kept = here / path.relative_to(there)
+    assert kept.read_bytes() == path.read_bytes()
+    assert "imported" not in reproduce(capsys, *merge)[1]  # the same again adds nothing
+    assert [source for source, _ in external.kept(here)] == ["Uni X"]
+
+    changed = copy.deepcopy(theirs)
+    changed["scores"] = {**changed["scores"], "dolly": zeroed(changed["scores"]["dolly"])}
+    external.take_in(other, [("b.json", signed(changed))], "Uni X")
+    code, _, err = reproduce(capsys, "--merge", str(other), "--results", str(here))
+    assert code == 2
+    assert "one source's records of one cell" in err
+    assert kept.read_bytes() == path.read_bytes()
+
+    path.write_bytes(path.read_bytes().replace(b"Uni X", b"Uni Y"))
+    assert reproduce(capsys, "--merge", str(there), "--results", str(tmp_path / "new"))[0] == 2
+    assert not (tmp_path / "new" / "external").exists()
+
+
+def zeroed(scores: dict[str, Any]) -> dict[str, Any]:
+    """A suite's scores with nothing right."""
+    seeds = {
+        seed: {**run, "score": 0.0, "per_item": [0.0] * len(run["per_item"])}
+        for seed, run in scores["seeds"].items()
+    }
+    return {**scores, "seeds": seeds}

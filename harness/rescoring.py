@@ -60,7 +60,8 @@ def renew(
 ) -> None:
     """Write the cell's record from the answers of ``old``."""
     record = copy.deepcopy({key: value for key, value in old.items() if key != "sha256"})
-    record |= {"cell": cell.id, "spec": cell.as_dict(), "provenance": provenance(command), "scores": {}}
+    made = provenance(command) | {"answers_of": {"cell": old["cell"], "provenance": old["provenance"]}}
+    record |= {"cell": cell.id, "spec": cell.as_dict(), "provenance": made, "scores": {}}
     for name, before in old["scores"].items():
         suite, items = _suite(cell, name, root, before["items_sha256"])
         entry = {**before, "metric": suite.metric, "seeds": {}}

@@ -23,7 +23,7 @@ from evals import programs, scoring, suites
 from evals.decoding import generate, generate_ids
 from evals.prompts import encode_prompts
 from evals.suites import Item, Suite
-from harness import data, locate, models, origins, scales, versions
+from harness import data, locate, models, origins, scales, teacher_pass, versions
 from harness.cells import UNTRAINED, Cell, Decoding, SuiteRun, Training
 from harness.checkpoints import BestDevRouge, CheckpointRule, Last
 from harness.distributed import World
@@ -36,7 +36,7 @@ from harness.pairs import PairSpec
 from harness.provenance import provenance
 from harness.saving import load_checkpoint, save_checkpoint
 from harness.store import Store
-from harness.teacher import HiddenStates, hidden_states, teacher_side, teacher_texts
+from harness.teacher import HiddenStates, RecomputedStates, hidden_states, teacher_side, teacher_texts
 from harness.tracking import Log
 from harness.train import CHECKPOINT, Trained, Trainer
 
@@ -131,6 +131,14 @@ def retrain(cell: Cell, context: Context) -> Retrained:
     return Retrained(student, trained, walk.root, walk._batch_size())
 
 
+def read_ahead(cell: Cell, context: Context) -> bool:
+    """Have the teacher do what it can before the cell's training, and note it; whether all of it was kept."""
+    kept = Walk(cell, context).read_ahead()
+    if kept:
+        context.world.told(lambda: teacher_pass.note(cell, context.cache))
+    return kept
+
+
 class Walk:
     """The state of one cell on its way: resolved paths, the method, the pair."""
 
@@ -177,6 +185,14 @@ class Walk:
         self.world.told(lambda: self._keep_student(student, trained, chosen))
         student.lm.to(self.dtype)
         return student, trained, chosen
+
+    def read_ahead(self) -> bool:
+        """Have the teacher write and read; False where its states are too many to be kept."""
+        assert self.cell.training is not None and self.method is not None
+        student = models.load(self.path(self.context.pair.student), self.context.pair.student)
+        teacher = self._teacher() if self.method.needs.teacher else None
+        _, states = self._data(student, self.method, self.cell.training, teacher)
+        return not isinstance(states, RecomputedStates)
 
     def _keep_student(self, student: LoadedModel, trained: Trained, chosen: str) -> None:
         """Answers that lie there are of an earlier student, whose file was lost."""

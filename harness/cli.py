@@ -138,6 +138,11 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--doctor", action="store_true", help="what is wrong or will surprise, with remedies, before any run"
     )
+    group.add_argument(
+        "--teacher-pass",
+        action="store_true",
+        help="only what teachers do before training: their hidden states and texts, kept for the cells",
+    )
     group.add_argument("--rescore", action="store_true", help="score stored answers again, without a model")
     group.add_argument("--leaderboard", action="store_true", help="write one HTML page from all records")
     group.add_argument("--explain", metavar="ADDRESS", help="a method's page of the convention ledger")
@@ -372,6 +377,8 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return commands.dry_run(request, chosen)
     if options.rescore:
         return commands.rescore(request, chosen)
+    if options.teacher_pass:
+        return commands.teacher_first(request, chosen)
     return commands.reproduce(request, chosen)
 
 
@@ -437,6 +444,7 @@ def _request(options: argparse.Namespace) -> Request:
         cache=_cache(options),
         reference=options.reference,
         shard=options.shard,
+        teacher_pass=options.teacher_pass,
     )
 
 

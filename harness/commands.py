@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd import method
-from harness import launch, merging, methods, origins, pairs, plan, protocol, run, tables
+from harness import launch, merging, methods, origins, pairs, plan, protocol, run, tables, teacher_pass
 from harness.estimate import duration
 from harness.files import write_whole
 from harness.plan import Plan, Request
@@ -56,6 +57,31 @@ def reproduce(request: Request, options: Options) -> int:
         _say(f"failed: {step.title}: {reason}")
     whole = not run.failures(planned, outcomes) and not planned.of("refused")
     return 0 if whole else 1
+
+
+def teacher_first(request: Request, options: Options) -> int:
+    """Have the teachers of a request write and read, and keep it; 1 unless all of it was done."""
+    if options.engine == "ray":
+        raise plan.PlanError("--teacher-pass fills this machine's --cache; run it without --engine ray")
+    planned, _ = _plan(request, options)
+    tasks = {teacher_pass.task(step.cell): step for step in planned.of("run")}
+    tasks.pop(None, None)
+    todo = [step for step in tasks.values() if not teacher_pass.ready(step.cell, request.cache)]
+    work = dataclasses.replace(planned, steps=todo)
+    try:
+        outcomes = execute(work, options, teacher_alone=True)
+    except KeyboardInterrupt:
+        _say("stopped; run the same command to go on")
+        return 130
+    if launch.rank():
+        return 0
+    failed = run.failures(work, outcomes)
+    refused = {step.reason: step for step in planned.of("refused")}  # one of each kind
+    for step, reason in [*failed, *((step, reason) for reason, step in refused.items())]:
+        _say(f"not done: {step.title}: {reason}")
+    here = f"{len(tasks) - len(failed)} of {len(tasks)}"
+    print(f"{here} text sets were read or written by their teachers, and are kept in {request.cache}")
+    return 1 if failed or refused else 0
 
 
 def _check_imports(store: Store, scale: str) -> None:
@@ -131,14 +157,16 @@ def _time(planned: Plan, options: Options) -> str:
     return f"about {duration(together)} with {jobs} side by side"
 
 
-def execute(planned: Plan, options: Options) -> dict[str, Outcome]:
+def execute(planned: Plan, options: Options, *, teacher_alone: bool = False) -> dict[str, Outcome]:
     from harness.screen import Screen
 
     settings = options.settings
     total = len(planned.of("run")) + (len(planned.builds) if settings.compute == run.COMPUTE else 0)
     log = f"process-{launch.rank()}.log" if launch.rank() else "run.log"
     with Screen(total, settings.results / "work" / log) as screen:
-        return run.execute(planned, settings, options.jobs, screen, options.engine)
+        return run.execute(
+            planned, settings, options.jobs, screen, options.engine, teacher_alone=teacher_alone
+        )
 
 
 def _report(planned: Plan, store: Store, outcomes: Mapping[str, Outcome], options: Options) -> None:

@@ -258,28 +258,42 @@ def _decode_flops(answers: float, parameters: float) -> float:
     return answers * (ANSWER_TOKENS + PROMPT_TOKENS) * 2 * parameters / DECODE_SHARE
 
 
-def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1) -> float | None:
+def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1, *, read: bool = False) -> float | None:
     """GiB on each of ``gpus`` GPUs that share one training (FSDP); None for models of unknown size.
 
     Sharded evenly: the teacher at 2 bytes a parameter, the student at 16 (fp32 weights, gradients, two
     moments), or 4 under LoRA. On every GPU: the teacher's head and embedding (bf16), the student's as they
     are gathered (fp32) with the head's gradient, and 34 bytes a token, layer and unit of width for what the
     backward pass keeps of a micro-batch. The teacher reads before the student trains, unless its hidden
-    states are too many to keep or the student writes text: then both are there at once.
+    states are too many to keep or the student writes text: then both are there at once. ``read``: the
+    teacher has read before, in a pass of its own (harness/teacher_pass.py).
     """
     student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
     if student is None or teacher is None:
         return None
-    reading = 2 * (teacher.parameters / gpus + teacher.vocabulary * teacher.width)
+    reading = _reading_bytes(teacher, gpus)
     if cell.training is None:  # decoding is not sharded
         return 2 * (teacher if cell.method == "teacher" else student).parameters / 2**30
     training = (4 if cell.training.lora else 16) * student.parameters / gpus
     training += 34 * cell.training.micro_batch * cell.training.max_length * student.layers * student.width
     training += 4 * teacher.vocabulary * teacher.width + 12 * student.vocabulary * student.width
-    if not _reads_teacher(cell):
+    if not _reads_teacher(cell) or (read and _own_text(cell.method) is None):
         return training / 2**30
     together = states_bytes(cell, teacher.width) > DISK_BUDGET or _own_text(cell.method) is not None
     return (training + reading if together else max(training, reading)) / 2**30
+
+
+def teacher_gib(cell: Cell, pair: PairSpec, gpus: int = 1) -> float | None:
+    """GiB on each of ``gpus`` GPUs for a pass of the teacher alone; whole copies of it write texts."""
+    teacher = MODELS.get(pair.teacher)
+    if teacher is None:
+        return None
+    writes = create(cell.method).needs.teacher_text
+    return (2 * teacher.parameters if writes else _reading_bytes(teacher, gpus)) / 2**30
+
+
+def _reading_bytes(teacher: ModelFacts, gpus: int) -> float:
+    return 2 * (teacher.parameters / gpus + teacher.vocabulary * teacher.width)
 
 
 def _reads_teacher(cell: Cell) -> bool:

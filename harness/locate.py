@@ -64,6 +64,11 @@ def data_root(scale: str, cache: Path, given: Path | None) -> Path:
     return sources.data_root(cache, given)
 
 
+def training_name(name: str) -> str:
+    """A training set's name in the data folder, without .jsonl; a user's own file as it is."""
+    return TRAINING_FILES.get(name, name).removesuffix("" if Path(name).is_absolute() else ".jsonl")
+
+
 def training_file(name: str, root: Path) -> Path:
     """A training set's file under the data root; a path of the user's own is taken as it is."""
     return root / TRAINING_FILES.get(name, name)  # joining an absolute path gives that path

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dskd import method as methods
 from dskd.divergences import ENTRIES as DIVERGENCES
 from dskd.method import Method, MethodError, Spec
-from harness import estimate, launch, locate, pairs, scales, tables, versions
+from harness import estimate, launch, locate, pairs, scales, tables, teacher_pass, versions
 from harness.cells import UNTRAINED, Cell, SuiteRun, Training
 from harness.estimate import History
 from harness.methods import plugin_file
@@ -47,6 +47,7 @@ class Request:
     cache: Path = Path(".cache")
     reference: bool = False  #: plain heads instead of tiled ones
     shard: Shard | None = None  #: the share of the cells that this command is to see to
+    teacher_pass: bool = False  #: only what the teacher can do before the cells run
 
 
 State = Literal["done", "run", "refused"]
@@ -283,7 +284,7 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
     suites, unseen, missing = _suites(table, setting, request)
     absent.extend(missing)
     data = _training_set(setting.data, request) if row.trained else ""
-    files = [suite_file(run.name) for run in suites] + ([training_file(data)] if data else [])
+    files = [suite_file(run.name) for run in suites] + ([locate.training_name(data)] if data else [])
     known = _versions(method, pair, row, request) | _file_versions(files, request)
     for seed in seeds:
         cell = Cell(
@@ -373,11 +374,6 @@ def suite_file(name: str) -> str:
     from evals import suites
 
     return suites.get(name).file.removesuffix(".jsonl")
-
-
-def training_file(name: str) -> str:
-    """A training set's name in the data folder, without .jsonl; a user's own file as it is."""
-    return locate.TRAINING_FILES.get(name, name).removesuffix("" if Path(name).is_absolute() else ".jsonl")
 
 
 def _file_missing(name: str, request: Request) -> str:
@@ -561,7 +557,7 @@ class _Elsewhere:
         needed = model_refs(step.cell.method, step.pair)
         refs = [ref for ref in needed if resolve(ref, self.request.cache)[0] is None]
         files = [suite_file(run.name) for run in (*step.cell.suites, *step.unseen)]
-        files += [training_file(step.cell.data)] if step.cell.data else []
+        files += [locate.training_name(step.cell.data)] if step.cell.data else []
         return (*refs, *dict.fromkeys(name for name in files if _file_missing(name, self.request)))
 
     def find(self, step: Step) -> Cell | None:
@@ -597,7 +593,9 @@ def _readable(store: Store, scale: str) -> Iterable[dict[str, Any]]:
 
 def _obstacle(step: Step, request: Request) -> str:
     """Why a cell cannot run on this machine; empty if it can."""
-    checks: tuple[Callable[[Step, Request], str], ...] = (_no_gpu, _no_model, _no_data, _no_suites)
+    checks: list[Callable[[Step, Request], str]] = [_no_gpu, _no_model, _no_data]
+    if not request.teacher_pass:
+        checks.append(_no_suites)
     return next((reason for check in checks if (reason := check(step, request))), "")
 
 
@@ -619,7 +617,7 @@ def unrepeatable(cell: Cell, request: Request) -> str:
         return reason
     row = Row(cell.method, cell.method, "same", ())
     files = [suite_file(run.name) for run in cell.suites]
-    files += [training_file(cell.data)] if cell.data else []
+    files += [locate.training_name(cell.data)] if cell.data else []
     then, now = dict(cell.versions), _versions(method, pair, row, request) | _file_versions(files, request)
     changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     return f"these are not as they were: {', '.join(changed)}" if changed else ""
@@ -634,7 +632,11 @@ def _no_gpu(step: Step, request: Request) -> str:
     """Cells at paper scale need GPUs; a training that several processes were launched for is shared out."""
     if request.scale != "paper":
         return ""
-    needed = estimate.gpu_gib(step.cell, step.pair, launch.size())
+    if request.teacher_pass and step.cell.training is not None:
+        needed = estimate.teacher_gib(step.cell, step.pair, launch.size())
+    else:
+        read = teacher_pass.ready(step.cell, request.cache)
+        needed = estimate.gpu_gib(step.cell, step.pair, launch.size(), read=read)
     here = max((mib / 1024 for _, mib in gpus()), default=0.0)
     if here >= (needed or 1.0):
         return ""
@@ -653,7 +655,9 @@ def _no_model(step: Step, request: Request) -> str:
 
 
 def _no_data(step: Step, request: Request) -> str:
-    return _file_missing(training_file(step.cell.data), request) if step.cell.training is not None else ""
+    if step.cell.training is None:
+        return ""
+    return _file_missing(locate.training_name(step.cell.data), request)
 
 
 def _ordered(steps: list[Step]) -> list[Step]:

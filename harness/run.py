@@ -39,6 +39,7 @@ Entry = dict[str, Any] | str | None  #: a record, why there will be none, or not
 #: What computes a cell: ``module:function`` of (cell, settings, progress) -> record.
 COMPUTE = "harness.run:compute"
 BUILD = "harness.run:build"
+READ_AHEAD = "harness.run:read_ahead"
 GIB_PER_CELL = {"tiny": 1.5, "small": 8.0, "paper": 16.0}
 #: Cores that a cell asks of a cluster.
 CLUSTER_THREADS = {"tiny": 1, "small": 4, "paper": 8}
@@ -90,7 +91,7 @@ def together(scale: str, jobs: int, settings: Settings) -> Together:
     from harness.launched import Together
 
     def failed(job: Job, reason: str) -> None:
-        if job.function != BUILD:
+        if job.function not in (BUILD, READ_AHEAD):
             _keep_failure(Cell.from_dict(job.arguments[0]), reason, settings)
 
     return Together(scale, failed)
@@ -105,15 +106,25 @@ _WAYS: dict[Engine, tuple[Callable[[str, int, Settings], Pool | Cluster | Togeth
 
 
 def execute(
-    plan: Plan, settings: Settings, jobs: int, listener: Listener, engine: Engine = "local"
+    plan: Plan,
+    settings: Settings,
+    jobs: int,
+    listener: Listener,
+    engine: Engine = "local",
+    *,
+    teacher_alone: bool = False,
 ) -> dict[str, Outcome]:
-    """Run what is to run. Outcomes by cell id; a failed build fails the cells that need it."""
+    """Run what is to run. Outcomes by cell id; a failed build fails the cells that need it.
+
+    ``teacher_alone``: only what the teacher does before; no cell has a record afterwards, failed or not.
+    """
     steps = plan.of("run")
     if not steps:
         return {}
     if engine == "launched":  # where a failure ends the launch, so what failed before comes last
         steps.sort(key=lambda step: bool(step.reason))
     make, function = _WAYS[engine]
+    function = READ_AHEAD if teacher_alone else function
     with make(plan.request.scale, min(jobs, len(steps)), settings) as workers:
         builds = plan.builds if settings.compute == COMPUTE else []
         built = workers.run([_build_job(ref, settings) for ref in builds], listener)
@@ -122,7 +133,8 @@ def execute(
         ready = [_cell_job(step, settings, function) for step in steps if step.cell.id not in blocked]
         outcomes = workers.run(ready, listener)
     outcomes |= {key: Outcome(False, reason) for key, reason in blocked.items()}
-    _keep_failures(steps, outcomes, settings)
+    if not teacher_alone:
+        _keep_failures(steps, outcomes, settings)
     return outcomes
 
 
@@ -194,6 +206,17 @@ def build(ref: str, settings: Settings, progress: Progress) -> None:
     from harness import tiny
 
     tiny.build(ref, settings.cache, progress)
+
+
+def read_ahead(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
+    """Have a cell's teacher write and read what there is before training; what a user should hear of it."""
+    from harness import cell as cells
+    from harness import distributed, methods
+
+    methods.load(settings.plugins)
+    cell = Cell.from_dict(spec)
+    kept = cells.read_ahead(cell, context(cell, settings, progress, distributed.world(cell.scale)))
+    return "" if kept else "too many hidden states to keep: the teacher will read at every step"
 
 
 def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dskd.method import Spec
-from harness import plan, run, scales, sources, tiny
+from harness import locate, plan, run, scales, sources, tiny
 from harness.cells import Decoding
 from harness.doctor import machine, texts
 from harness.doctor.findings import SEVERITIES, Finding
@@ -126,13 +126,13 @@ class _Look:
         """Findings about every training file and suite, as each model of the pair reads it."""
         read: dict[tuple[str, int | None], list[Example]] = {}
         for (name, limit), steps in self._grouped_by_training().items():
-            path = self._file(plan.training_file(name))
+            path = self._file(locate.training_name(name))
             if path is None:
                 continue
             cells = self._cells(steps)
             read[name, limit], found = texts.read_training(name, path, limit, cells)
             yield from found
-            yield from self._ledger(plan.training_file(name), cells)
+            yield from self._ledger(locate.training_name(name), cells)
             if read[name, limit]:
                 yield from self._readings(name, read[name, limit], steps)
         yield from self._suites()

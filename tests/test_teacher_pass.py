@@ -1,0 +1,105 @@
+"""``--teacher-pass``: what teachers do, done before; the cells then find it and need no teacher's layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import reproduce
+
+from harness import cell as cells
+from harness import distributed, estimate, methods, plan, run, teacher_pass
+from harness import models as loading
+from harness import teacher as reading
+from harness.plan import Request, Step
+from harness.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> None:
+    methods.load()
+
+
+def steps(scale: str = "tiny", **options: Any) -> dict[str, Step]:
+    """The steps of table 1 by method, seed 1."""
+    request = Request(scale, tables=("1", "on-policy"), seeds=(1,), **options)
+    return {step.cell.method: step for step in plan.make(request, Store(Path("nowhere"))).steps}
+
+
+def test_cells_share_what_their_teacher_does() -> None:
+    known = {method: step.cell for method, step in steps(pairs=("same",)).items()}
+    states, texts = teacher_pass.task(known["kl"]), teacher_pass.task(known["seqkd"])
+    assert states and texts and states != texts
+    for method in ("rkl", "dskd-v1/kl", "dskd-v2/kl"):
+        assert teacher_pass.task(known[method]) == states
+    for method in ("sft", "teacher", "student"):
+        assert teacher_pass.task(known[method]) is None
+    other_seed = dataclasses.replace(known["kl"], seed=7)
+    assert teacher_pass.task(other_seed) == states
+    training = known["kl"].training
+    assert training is not None
+    longer = dataclasses.replace(known["kl"], training=dataclasses.replace(training, max_length=128))
+    faster = dataclasses.replace(known["kl"], training=dataclasses.replace(training, lr=1.0))
+    assert teacher_pass.task(longer) != states
+    assert teacher_pass.task(faster) == states
+
+
+def test_a_teacher_that_has_read_takes_no_memory_from_the_training() -> None:
+    step = steps("paper", pairs=("same",))["kl"]
+    wide = dataclasses.replace(step.pair, teacher="mistralai/Mistral-7B-v0.1")
+    apart = estimate.gpu_gib(step.cell, wide, read=True)
+    assert apart is not None
+    assert apart < 8
+    assert estimate.gpu_gib(step.cell, wide) == estimate.teacher_gib(step.cell, wide)
+
+
+def test_a_pass_leaves_the_cells_nothing_to_read(
+    student_folder: Path,
+    teacher_folder: Path,
+    own_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = ["--teacher", str(teacher_folder), "--student", str(student_folder)]
+    what = ["--methods", "kl,rkl,seqkd,sft", "--seeds", "2", "--data", str(own_data)]
+    budget = ["--budget", "examples=6,epochs=1,prompts=2,new_tokens=4", "--jobs", "1"]
+    folders = ["--results", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
+    command = [*pair, *what, *budget, *folders]
+    code, out, _ = reproduce(capsys, *command, "--teacher-pass")
+    assert code == 0
+    assert out.startswith("2 of 2 text sets")
+    assert Store(tmp_path / "results").paths() == []
+
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "teacher").rglob("*.bin")}
+    assert len(files) == 1
+    code, out, err = reproduce(capsys, *command, "--teacher-pass")
+    assert (code, "start" in err) == (0, False)  # nothing is left to do
+
+    request = Request(
+        "small", teacher=str(teacher_folder), student=str(student_folder), methods=("kl",),
+        budget={"examples": 6, "epochs": 1, "prompts": 2, "new_tokens": 4}, data=own_data,
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    (step,) = (s for s in plan.make(request, Store(tmp_path)).steps if s.cell.method == "kl")
+    assert teacher_pass.ready(step.cell, request.cache)
+
+    def no_layers(path: Path, ref: str, *rest: Any) -> Any:
+        assert path != teacher_folder, "the teacher was loaded"
+        return plain(path, ref, *rest)
+
+    plain = loading.load
+    monkeypatch.setattr(loading, "load", no_layers)
+    monkeypatch.setattr(reading, "load", no_layers)
+    settings = run.Settings(tmp_path / "results", request.cache, own_data)
+    context = run.context(step.cell, settings, lambda *said: None, distributed.world("small"))
+    assert cells.run(step.cell, context)["status"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_it_is_not_for_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = reproduce(capsys, "--table", "1", "--teacher-pass", "--engine", "ray")
+    assert code == 2
+    assert "--teacher-pass fills this machine's --cache" in err

@@ -76,7 +76,8 @@ def teacher_first(request: Request, options: Options) -> int:
     if launch.rank():
         return 0
     failed = run.failures(work, outcomes)
-    refused = {step.reason: step for step in planned.of("refused")}  # one of each kind
+    kept_out = [step for step in planned.of("refused") if teacher_pass.task(step.cell)]
+    refused = {step.reason: step for step in kept_out}  # one of each kind
     for step, reason in [*failed, *((step, reason) for reason, step in refused.items())]:
         _say(f"not done: {step.title}: {reason}")
     here = f"{len(tasks) - len(failed)} of {len(tasks)}"

@@ -329,9 +329,10 @@ class Walk:
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
-        kept = Journal(file.with_suffix(f".part{self.world.rank}"))
+        part = file.with_suffix(f".part{self.world.rank}")
 
         def write() -> list[tuple[str, bool]]:
+            kept = Journal(part)
             model = self.world.place(models.load(path, ref, self.dtype))
             return [
                 answer
@@ -342,7 +343,7 @@ class Walk:
             ]
 
         answers = teacher_texts(file, write, len(examples) * sampling.samples, self.world)
-        kept.forget()
+        part.unlink(missing_ok=True)
         return [
             Example(f"{example.id}#{sample + 1}" if sample else example.id, example.prompt, *answer)
             for sample in range(sampling.samples)

@@ -347,11 +347,39 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     }
     asked = [name for name in single if getattr(options, name) not in (None, False)]
     own = options.teacher is not None or options.student is not None
+    _check_together(options, asked)
     if options.doctor and not asked and not (options.table or own):
         return commands.doctor(None, Options(_settings(options, arguments), 1, None))
     if len(asked) + bool(options.table or own) != 1:
-        several = ", ".join(f"--{name.replace('_', '-')}" for name in single)
+        several = ", ".join(map(_flag, single))
         raise PlanError(f"ask for one of --table (or --teacher and --student), {several}; see --help")
+    if asked:
+        if launch.together():
+            raise LaunchError("processes of a launch only train; run this command without accelerate launch")
+        return single[asked[0]]()
+    request = _request(options)
+    chosen = _chosen(options, arguments, request.scale)
+    tracking.check(options.tracker)
+    way = next((way for name, way in _WAYS.items() if getattr(options, name)), commands.reproduce)
+    return way(request, chosen)
+
+
+#: What may be done with a table or a pair of one's own, instead of running it.
+_WAYS: dict[str, Callable[[Request, Options], int]] = {
+    "doctor": commands.doctor,
+    "dry_run": commands.dry_run,
+    "rescore": commands.rescore,
+    "teacher_pass": commands.teacher_first,
+}
+
+
+def _check_together(options: argparse.Namespace, asked: Sequence[str]) -> None:
+    """Refuse options that say nothing beside the others; ``asked``: what is to be done without a table."""
+    ways = [_flag(name) for name in _WAYS if getattr(options, name)]
+    if len(ways) > 1:
+        raise PlanError(f"{' and '.join(ways)} are two things to do; ask for one of them")
+    if ways and asked:
+        raise PlanError(f"{ways[0]} goes with --table or a pair of your own, not with {_flag(asked[0])}")
     if options.output is not None and not options.leaderboard and options.save_student is None:
         raise PlanError("--output belongs to --save-student and --leaderboard")
     if options.source is not None and getattr(options, "import") is None:
@@ -364,22 +392,10 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise PlanError("--reason goes with --accept")
     if options.tracker is not None and asked:
         raise PlanError("--tracker goes with --table or a pair of your own")
-    if asked:
-        if launch.together():
-            raise LaunchError("processes of a launch only train; run this command without accelerate launch")
-        return single[asked[0]]()
-    request = _request(options)
-    chosen = _chosen(options, arguments, request.scale)
-    tracking.check(options.tracker)
-    if options.doctor:
-        return commands.doctor(request, chosen)
-    if options.dry_run:
-        return commands.dry_run(request, chosen)
-    if options.rescore:
-        return commands.rescore(request, chosen)
-    if options.teacher_pass:
-        return commands.teacher_first(request, chosen)
-    return commands.reproduce(request, chosen)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

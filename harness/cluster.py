@@ -7,6 +7,7 @@ are checked again before they enter the store.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -167,7 +168,7 @@ def _connect(threads: int) -> Any:
     before = signal.getsignal(signal.SIGTERM)
     try:
         _knock(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address="auto", runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except OSError as error:  # ConnectionError is one
         said = f"no Ray cluster answers ({_last_line(error)}); `ray start --head`, or set RAY_ADDRESS"
         raise EngineError(said) from None

@@ -162,66 +162,69 @@ def _compute(
     progress: Progress,
     world: World,
 ) -> None:
-    """Fill the file in batches of like length, from where an earlier call was stopped.
-
-    meta.json with the hash comes last and makes it valid.
-    """
+    """Fill the file in batches of like length, from where an earlier call was stopped."""
     width = int(model.lm.config.hidden_size)
-    file = folder / "hidden.bin"
-    data = _states_file(file, (int(offsets[-1]), width)) if world.main else None
-    filled = Journal(folder / "batches.jsonl")
+    filling = _Filling(folder, offsets, width) if world.main else None
     order = sorted(range(len(sequences)), key=lambda e: len(sequences[e]), reverse=True)
     batches = list(_by_tokens(order, [len(s) for s in sequences], TOKENS_PER_FORWARD))
-    left = world.told(lambda: [] if data is None else _left(batches, data, offsets, filled))
+    left = world.told(lambda: filling.left(batches) if filling is not None else [])
     done = len(order) - sum(map(len, left))
     for batch, counts in world.shares(left):
         states = read(model, [sequences[e] for e in batch]).view(torch.int16).cpu().numpy()
         for examples, found in world.gathered((batch, states) if counts else ([], states)):
-            if data is not None and examples:
-                _fill(data, offsets, examples, found)
-                filled.add(str(examples), _hash(found))
+            if filling is not None and examples:
+                filling.put(examples, found)
             done += len(examples)
         progress("teacher states", done / len(order))
-    if data is not None:
-        data.flush()
-        about = {"sha256": file_hash(file), "width": width, "tokens": int(offsets[-1])}
-        write_whole(folder / "meta.json", json.dumps(about).encode())
-        filled.forget()
+    if filling is not None:
+        filling.close()
     world.told(lambda: None)  # nobody looks before it is there
 
 
-def _fill(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int], states: np.ndarray) -> None:
-    """Put the states of some examples, one after the other, into their places."""
-    start = 0
-    for e in examples:
-        count = int(offsets[e + 1] - offsets[e])
-        data[offsets[e] : offsets[e + 1]] = states[start : start + count]
-        start += count
+class _Filling:
+    """The file of states while it is filled; a journal beside it has the hash of each batch's rows.
+
+    meta.json with the hash of all comes last and makes the file valid.
+    """
+
+    def __init__(self, folder: Path, offsets: np.ndarray, width: int) -> None:
+        self.folder, self.offsets, self.width = folder, offsets, width
+        self.file = folder / "hidden.bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)
+        shape = (int(offsets[-1]), width)
+        if not self.file.is_file() or self.file.stat().st_size != 2 * shape[0] * shape[1]:
+            _reserve(self.file, 2 * shape[0] * shape[1])
+        self.data = np.memmap(self.file, dtype=np.int16, mode="r+", shape=shape)
+        self.journal = Journal(folder / "batches.jsonl")
+
+    def left(self, batches: Sequence[list[int]]) -> list[list[int]]:
+        """The batches whose rows are not what an earlier call put there."""
+        return [batch for batch in batches if self.journal.get(str(batch)) != self._hash(batch)]
+
+    def put(self, batch: Sequence[int], states: np.ndarray) -> None:
+        """Put the states of a batch's examples, one after the other, into their places."""
+        start = 0
+        for e in batch:
+            count = int(self.offsets[e + 1] - self.offsets[e])
+            self.data[self.offsets[e] : self.offsets[e + 1]] = states[start : start + count]
+            start += count
+        self.journal.add(str(batch), self._hash(batch))
+
+    def close(self) -> None:
+        """Vouch for the whole file."""
+        self.data.flush()
+        about = {"sha256": file_hash(self.file), "width": self.width, "tokens": int(self.offsets[-1])}
+        write_whole(self.folder / "meta.json", json.dumps(about).encode())
+        self.journal.forget()
+
+    def _hash(self, batch: Sequence[int]) -> str:
+        return hashlib.sha256(_rows(self.data, self.offsets, batch).tobytes()).hexdigest()
 
 
 def _rows(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int]) -> np.ndarray:
     """The rows of some examples, one after the other."""
     return np.concatenate([data[offsets[e] : offsets[e + 1]] for e in examples])
-
-
-def _left(
-    batches: Sequence[list[int]], data: np.ndarray, offsets: np.ndarray, filled: Journal
-) -> list[list[int]]:
-    """The batches whose rows are not what an earlier call put there."""
-    return [batch for batch in batches if filled.get(str(batch)) != _hash(_rows(data, offsets, batch))]
-
-
-def _hash(states: np.ndarray) -> str:
-    return hashlib.sha256(states.tobytes()).hexdigest()
-
-
-def _states_file(file: Path, shape: tuple[int, int]) -> np.memmap:
-    """A file for states; the journal beside it says what of it is valid."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    (file.parent / "meta.json").unlink(missing_ok=True)
-    if not file.is_file() or file.stat().st_size != 2 * shape[0] * shape[1]:
-        _reserve(file, 2 * shape[0] * shape[1])
-    return np.memmap(file, dtype=np.int16, mode="r+", shape=shape)
 
 
 def _reserve(file: Path, size: int) -> None:

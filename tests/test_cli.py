@@ -58,6 +58,13 @@ def test_list_answers_in_under_a_second() -> None:
     ("arguments", "says"),
     [
         (("--table", "9"), "no table '9'"),
+        (("--table", "2", "--dry-run", "--rescore"), "--dry-run and --rescore are two things to do"),
+        (
+            ("--list", "--teacher-pass"),
+            "--teacher-pass goes with --table or a pair of your own, not with --list",
+        ),
+        (("--doctor", "--teacher-pass"), "--doctor and --teacher-pass are two things to do"),
+        (("--teacher-pass",), "ask for one of --table"),
         (("--table", "2", "--methods", "skdd"), "did you mean"),
         (("--table", "2", "--pairs", "nowhere"), "nowhere"),
         (("--table", "2", "--seeds", "0"), "seeds"),

@@ -315,6 +315,7 @@ class _Batch:
         self.decoding, self.eos, self.reachable = decoding, eos, reachable
         self.device = next(model.parameters()).device
         self.banned = None if banned is None else banned.to(self.device)
+        self.cache_names = [_cache_argument(voice) for voice in self.voices]
 
     def run(
         self, prompts: Sequence[Sequence[int]], rooms: Sequence[int], randoms: Sequence[np.ndarray]
@@ -372,8 +373,8 @@ class _Batch:
     ) -> Tensor:
         """Logits (rows, reachable) of the last column, fp32, of all voices together."""
         spoken = [
-            self._forward(voice, inputs, mask, positions, cache)
-            for voice, cache in zip(self.voices, caches, strict=True)
+            self._forward(voice, inputs, mask, positions, {name: cache})
+            for voice, name, cache in zip(self.voices, self.cache_names, caches, strict=True)
         ]
         logits = spoken[0]
         if self.companion is not None:
@@ -384,7 +385,7 @@ class _Batch:
         return logits
 
     def _forward(
-        self, model: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
+        self, model: Any, inputs: Tensor, mask: Tensor | None, positions: Tensor, cache: dict[str, Any]
     ) -> Tensor:
         """Logits (rows, reachable) of the last column of one model, fp32."""
         output = model(
@@ -393,7 +394,7 @@ class _Batch:
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
-            **{_cache_argument(model): cache},
+            **cache,
         )
         # rows of the head that no token id reaches get no probability
         logits: Tensor = output.logits[:, -1, : self.reachable].float()

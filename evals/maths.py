@@ -2,8 +2,8 @@
 
 GSM8K: the task, filters and metric of the installed lm-eval (its ``gsm8k.yaml``), zero-shot, with our prompt
 and a model that replays stored texts. ``flexible-extract`` (the last number in the text) is primary:
-zero-shot, nothing tells a teacher of GSM8K's ``#### N``, nor a student of its answers. ``strict-match`` (the
-number after ``####``), which holds whoever was not shown that form at 0, stands beside it.
+zero-shot, nothing tells a teacher of GSM8K's ``#### N``, nor a student of that teacher's texts.
+``strict-match`` (the number after ``####``), which holds whoever never saw that form at 0, stands beside it.
 
 MATH-500: ``math-verify`` (Kydlicek et al. 2025; lm-eval's ``math_verify`` metric of minerva_math) is primary:
 gold solution and whole answer are parsed, the answers compared as mathematics. ``hendrycks`` beside it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -36,7 +37,14 @@ from harness.pairs import PairSpec
 from harness.provenance import provenance
 from harness.saving import load_checkpoint, save_checkpoint
 from harness.store import Store
-from harness.teacher import HiddenStates, RecomputedStates, hidden_states, teacher_side, teacher_texts
+from harness.teacher import (
+    HiddenStates,
+    RecomputedStates,
+    StoredStates,
+    hidden_states,
+    teacher_side,
+    teacher_texts,
+)
 from harness.tracking import Log
 from harness.train import CHECKPOINT, Trained, Trainer
 
@@ -133,10 +141,13 @@ def retrain(cell: Cell, context: Context) -> Retrained:
 
 def read_ahead(cell: Cell, context: Context) -> bool:
     """Have the teacher do what it can before the cell's training, and note it; whether all of it was kept."""
-    kept = Walk(cell, context).read_ahead()
-    if kept:
-        context.world.told(lambda: teacher_pass.note(cell, context.cache))
-    return kept
+    walk = Walk(cell, context)
+    made = walk.read_ahead()
+    if made is not None:
+        context.world.told(lambda: teacher_pass.note(cell, context.cache, made))
+    with contextlib.suppress(OSError):  # nothing of the cell itself was begun
+        walk.work.rmdir()
+    return made is not None
 
 
 class Walk:
@@ -146,6 +157,7 @@ class Walk:
         heads.use_reference(context.reference)
         models.trust_remote_code(context.trust_remote_code)
         self.cell, self.context, self.world = cell, context, context.world
+        self.text_files: list[Path] = []  #: files of what the teacher wrote
         self.work = context.store.work(cell.id)
         self.root = locate.data_root(cell.scale, context.cache, context.data)
         self.method: Method | None = None if cell.method in UNTRAINED else create(cell.method)
@@ -186,13 +198,15 @@ class Walk:
         student.lm.to(self.dtype)
         return student, trained, chosen
 
-    def read_ahead(self) -> bool:
-        """Have the teacher write and read; False where its states are too many to be kept."""
+    def read_ahead(self) -> list[Path] | None:
+        """Have the teacher write and read; the files made, or None where its states are too many to keep."""
         assert self.cell.training is not None and self.method is not None
         student = models.load(self.path(self.context.pair.student), self.context.pair.student)
         teacher = self._teacher() if self.method.needs.teacher else None
         _, states = self._data(student, self.method, self.cell.training, teacher)
-        return not isinstance(states, RecomputedStates)
+        if isinstance(states, RecomputedStates):
+            return None
+        return [*self.text_files, *(states.files if isinstance(states, StoredStates) else ())]
 
     def _keep_student(self, student: LoadedModel, trained: Trained, chosen: str) -> None:
         """Answers that lie there are of an earlier student, whose file was lost."""
@@ -329,10 +343,9 @@ class Walk:
         key = hashlib.sha256(repr((*sources, self.dtype, versions.DECODER)).encode())
 
         file = self.context.cache / "teacher" / f"texts-{key.hexdigest()[:20]}.jsonl"
-        part = file.with_suffix(f".part{self.world.rank}")
 
         def write() -> list[tuple[str, bool]]:
-            kept = Journal(part)
+            kept = Journal(file.with_suffix(f".part{self.world.rank}"))
             model = self.world.place(models.load(path, ref, self.dtype))
             return [
                 answer
@@ -343,7 +356,7 @@ class Walk:
             ]
 
         answers = teacher_texts(file, write, len(examples) * sampling.samples, self.world)
-        part.unlink(missing_ok=True)
+        self.text_files.append(file)
         return [
             Example(f"{example.id}#{sample + 1}" if sample else example.id, example.prompt, *answer)
             for sample in range(sampling.samples)
@@ -453,11 +466,11 @@ class Walk:
         self, model: LoadedModel, run: SuiteRun, items: Sequence[Item], seed: int
     ) -> tuple[list[str], float]:
         """Texts of one suite and decoding seed, and the seconds they took; a kill costs one batch of them."""
-        kept = Journal(self.work / ANSWERS / f"{run.name}-{seed}-{self.world.rank}.jsonl")
+        kept = Journal(self.work / ANSWERS / f"{run.name}-{seed}-{self.world.rank}.journal")
         texts = self._generate(
             model, items, self.cell.decoding, seed, f"decode {run.name}", self._max_prompt(), kept
         )
-        return texts, kept.seconds
+        return texts, max(self.world.gathered(kept.seconds))
 
     def answers(self, model: LoadedModel, run: SuiteRun, seed: int, count: int) -> list[str]:
         """The model's answers to the first items of a suite."""

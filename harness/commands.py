@@ -75,14 +75,20 @@ def teacher_first(request: Request, options: Options) -> int:
         return 130
     if launch.rank():
         return 0
-    failed = run.failures(work, outcomes)
-    kept_out = [step for step in planned.of("refused") if teacher_pass.task(step.cell)]
-    refused = {step.reason: step for step in kept_out}  # one of each kind
-    for step, reason in [*failed, *((step, reason) for reason, step in refused.items())]:
+    undone = {step.reason: step for step in planned.of("refused") if _of_other_task(step, tasks)}
+    undone |= {reason: step for step, reason in run.failures(work, outcomes)}
+    for reason, step in undone.items():  # one of each kind
         _say(f"not done: {step.title}: {reason}")
-    here = f"{len(tasks) - len(failed)} of {len(tasks)}"
+    ready = sum(teacher_pass.ready(step.cell, request.cache) for step in tasks.values())
+    here = f"{ready} of {len(tasks)}"
     print(f"{here} text sets were read or written by their teachers, and are kept in {request.cache}")
-    return 1 if failed or refused else 0
+    return 1 if undone or ready < len(tasks) else 0
+
+
+def _of_other_task(step: plan.Step, tasks: Mapping[str | None, plan.Step]) -> bool:
+    """Whether the teacher has something to do for a step that it does for none of these."""
+    task = teacher_pass.task(step.cell)
+    return task is not None and task not in tasks
 
 
 def _check_imports(store: Store, scale: str) -> None:

@@ -163,7 +163,14 @@ def _difference(
     except StatisticsError as error:
         return Difference(title, column, *means, None, str(error))
     same = "same scores" if gap.low == gap.mean == gap.high == 0 else ""
-    return Difference(title, column, *means, gap, same or ("one training seed" if gap.single else ""))
+    notes = (same or ("one training seed" if gap.single else ""), _other_metric(suites, first, second))
+    return Difference(title, column, *means, gap, "; ".join(filter(None, notes)))
+
+
+def _other_metric(suites: Sequence[str], first: Sequence[Record], second: Sequence[Record]) -> str:
+    """What the suites were scored by on either side, where that is not the same."""
+    pairs = [tuple(side[0]["scores"][suite]["metric"] for side in (first, second)) for suite in suites]
+    return ", ".join(f"scored by {b}, before by {a}" for a, b in pairs if a != b)
 
 
 def _mean(records: Sequence[Record], suites: Sequence[str]) -> float:

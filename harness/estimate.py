@@ -271,7 +271,7 @@ def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1, *, read: bool = False) ->
     student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
     if student is None or teacher is None:
         return None
-    reading = _reading_bytes(teacher, gpus)
+    reading = _reading_bytes(cell, teacher, gpus)
     if cell.training is None:  # decoding is not sharded
         return 2 * (teacher if cell.method == "teacher" else student).parameters / 2**30
     training = (4 if cell.training.lora else 16) * student.parameters / gpus
@@ -284,15 +284,15 @@ def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1, *, read: bool = False) ->
 
 
 def teacher_gib(cell: Cell, pair: PairSpec, gpus: int = 1) -> float | None:
-    """GiB on each of ``gpus`` GPUs for a pass of the teacher alone; whole copies of it write texts."""
+    """GiB on each of ``gpus`` GPUs for a pass of the teacher alone."""
     teacher = MODELS.get(pair.teacher)
-    if teacher is None:
-        return None
-    writes = create(cell.method).needs.teacher_text
-    return (2 * teacher.parameters if writes else _reading_bytes(teacher, gpus)) / 2**30
+    return None if teacher is None else _reading_bytes(cell, teacher, gpus) / 2**30
 
 
-def _reading_bytes(teacher: ModelFacts, gpus: int) -> float:
+def _reading_bytes(cell: Cell, teacher: ModelFacts, gpus: int) -> float:
+    """Bytes on each GPU while a teacher reads, in shards with whole head and embedding, or writes, whole."""
+    if cell.method not in UNTRAINED and create(cell.method).needs.teacher_text:
+        return 2 * teacher.parameters
     return 2 * (teacher.parameters / gpus + teacher.vocabulary * teacher.width)
 
 

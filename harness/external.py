@@ -121,7 +121,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _check_suite(record: Mapping[str, Any], name: str, scores: Mapping[str, Any], where: str) -> None:
     suite = suites.get(name)
-    if scores["metric"] != suite.metric:
+    version = next(run["version"] for run in record["spec"]["suites"] if run["name"] == name)
+    if version == suite.version and scores["metric"] != suite.metric:
         raise StoreError(f"{where} is scored by {suite.metric}, not by {scores['metric']!r}")
     seeds = {str(seed) for seed in record["spec"]["decoding"]["seeds"]}
     if set(scores["seeds"]) != seeds:
@@ -190,14 +191,9 @@ def kept(results: Path, scale: str | None = None) -> Iterator[tuple[str, dict[st
         yield source, record
 
 
-def paths(results: Path) -> list[Path]:
-    """The files of all that was imported. StoreError for a damaged one."""
-    return [path for path, _, _ in _kept(results, "*")]
-
-
-def imported(path: Path) -> str:
-    """Checksum of the record in a file that ``paths`` has seen."""
-    return str(json.loads(path.read_bytes())["record"]["sha256"])
+def checksums(results: Path) -> dict[Path, str]:
+    """The files of all that was imported, and their records' checksums. StoreError for a damaged one."""
+    return {path: record["sha256"] for path, _, record in _kept(results, "*")}
 
 
 def _kept(results: Path, scale: str, cell: str = "") -> Iterator[tuple[Path, str, dict[str, Any]]]:
@@ -265,8 +261,10 @@ def _unlike(spec: Mapping[str, Any], ours: Cell | None) -> str:
     said = []
     for part in ("training", "decoding", "data"):
         said += _differences(part, spec[part], mine[part])
-    limits = [{run["name"]: run["limit"] for run in each["suites"]} for each in (spec, mine)]
-    said += _differences("items of", *limits)
+    for words, name in (("items of", "limit"), ("version of suite", "version")):
+        said += _differences(
+            words, *({run["name"]: run[name] for run in each["suites"]} for each in (spec, mine))
+        )
     theirs, here = dict(spec["versions"]), dict(mine["versions"])
     absent = [name for name in theirs if name not in here and name.startswith(("file ", "files of "))]
     here |= {name: theirs[name] for name in absent}  # hashes of what is not here cannot differ

@@ -36,7 +36,8 @@ class Merge:
     faults: list[str] = field(default_factory=list)
     read: int = 0  #: records in the sources
     _chosen: dict[str, _Found] = field(default_factory=dict)  #: by cell
-    _imported: dict[Path, Path] = field(default_factory=dict)  #: files by their place in the target
+    #: Imported files and their records' checksums, by their place in the target.
+    _imported: dict[Path, tuple[Path, str]] = field(default_factory=dict)
 
     @property
     def new(self) -> list[_Found]:
@@ -54,7 +55,7 @@ class Merge:
             for reference in references(found.record):
                 self.target.adopt_generations(reference, found.store)
             self.target.put(found.record)
-        for place, file in self._imported.items():
+        for place, (file, _) in self._imported.items():
             write_whole(place, file.read_bytes())
 
 
@@ -62,7 +63,7 @@ def plan(target: Store, sources: Sequence[Path]) -> Merge:
     """Read all that is to be merged. StoreError for a source that is no store, or is the target itself."""
     merge = Merge(target)
     for source in sources:
-        if not (source / "records").is_dir():
+        if not any((source / name).is_dir() for name in ("records", "external")):
             raise StoreError(f"{source} holds no records")
         if source.resolve() == target.root.resolve():
             raise StoreError(f"{source} cannot be merged into itself")
@@ -70,6 +71,7 @@ def plan(target: Store, sources: Sequence[Path]) -> Merge:
         for found in _records(Store(source), merge.faults):
             merge.read += 1
             _weigh(merge, found)
+    for source in sources:
         _weigh_imported(merge, source)
     for found in merge._chosen.values():
         merge.faults += _answer_faults(found)
@@ -98,21 +100,28 @@ def _weigh(merge: Merge, found: _Found) -> None:
 
 
 def _weigh_imported(merge: Merge, source: Path) -> None:
-    """Compare what a source imported with what is here under the same name: of one cell, from one source."""
+    """Take in what a source imported, but for what is here: as imported, or as a record of our own."""
     from harness import external
 
     try:
-        files = external.paths(source)
+        theirs, here = external.checksums(source), external.checksums(merge.target.root)
     except StoreError as error:
         merge.faults.append(str(error))
         return
-    for file in files:
+    taken = here | {place: checksum for place, (_, checksum) in merge._imported.items()}
+    for file, checksum in theirs.items():
         place = merge.target.root / file.relative_to(source)
-        known = merge._imported.get(place, place)
-        if not known.is_file():
-            merge._imported[place] = file
-        elif external.imported(known) != external.imported(file):
-            merge.faults.append(f"{file} and {known} differ: one source's records of one cell")
+        cell = file.name.partition("-")[0]
+        own = merge._chosen.get(cell) or _in_target(merge, cell)
+        if own is not None and own.record["sha256"] == checksum:
+            continue
+        elsewhere = [path for path, known in taken.items() if known == checksum and path != place]
+        if taken.get(place, checksum) != checksum:
+            merge.faults.append(f"{file} and {place} differ: one source's records of one cell")
+        elif elsewhere:
+            merge.faults.append(f"{file} has come from another source before, as {elsewhere[0]}")
+        elif place not in taken:
+            merge._imported[place] = (file, checksum)
 
 
 def _in_target(merge: Merge, cell: str) -> _Found | None:

@@ -33,6 +33,9 @@ from harness.versions import TRAINER
 
 TOKENS_PER_FORWARD = 4096
 
+#: The file of a folder of hidden states.
+STATES = "hidden.bin"
+
 
 class HiddenStates(Protocol):
     """Final hidden states of a text set, addressed by example."""
@@ -46,8 +49,14 @@ class HiddenStates(Protocol):
 class StoredStates:
     """Memory-mapped states: example e owns rows offsets[e] .. offsets[e + 1] - 1."""
 
-    data: np.ndarray  #: (tokens, width) int16, the bits of bf16
+    data: np.memmap  #: (tokens, width) int16, the bits of bf16
     offsets: np.ndarray  #: (examples + 1,)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """What is on disk: the states, and what vouches for them."""
+        file = Path(str(self.data.filename))
+        return file, file.with_name("meta.json")
 
     def rows(self, examples: Sequence[int]) -> Tensor:
         """See HiddenStates."""
@@ -84,7 +93,7 @@ def hidden_states(
         if not world.told(lambda: _open(folder, offsets) is not None):
             model = world.reader(load(path, ref, dtype))
             needed = int(offsets[-1]) * int(model.lm.config.hidden_size) * 2
-            if not world.told(lambda: _fits(needed, folder.parent, disk_budget)):
+            if not world.told(lambda: _fits(needed, folder, disk_budget)):
                 warnings.warn(
                     f"{ref}: {needed / 2**30:.1f} GiB of hidden states exceed the disk budget; "
                     "the teacher runs at every step",
@@ -99,7 +108,9 @@ def hidden_states(
 
 
 def _fits(needed: int, folder: Path, budget: int) -> bool:
-    return needed <= min(budget, shutil.disk_usage(folder).free // 2)
+    """Whether there is room, counting what an earlier call has reserved."""
+    reserved = (folder / STATES).stat().st_size if (folder / STATES).is_file() else 0
+    return needed <= min(budget, (shutil.disk_usage(folder.parent).free + reserved) // 2)
 
 
 def teacher_side(path: Path, ref: str, cache: Path, dtype: torch.dtype, world: World | None = None) -> Side:
@@ -133,7 +144,7 @@ def _key(path: Path, sequences: Sequence[Encoded], dtype: torch.dtype) -> str:
 
 def _open(folder: Path, offsets: np.ndarray) -> StoredStates | None:
     """The stored states, or None where they are absent, cut short or altered (then rebuilt)."""
-    meta, file = folder / "meta.json", folder / "hidden.bin"
+    meta, file = folder / "meta.json", folder / STATES
     try:
         known = json.loads(meta.read_text())
         shape = (int(offsets[-1]), int(known["width"]))
@@ -189,18 +200,19 @@ class _Filling:
 
     def __init__(self, folder: Path, offsets: np.ndarray, width: int) -> None:
         self.folder, self.offsets, self.width = folder, offsets, width
-        self.file = folder / "hidden.bin"
+        self.file = folder / STATES
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
         shape = (int(offsets[-1]), width)
         if not self.file.is_file() or self.file.stat().st_size != 2 * shape[0] * shape[1]:
             _reserve(self.file, 2 * shape[0] * shape[1])
         self.data = np.memmap(self.file, dtype=np.int16, mode="r+", shape=shape)
-        self.journal = Journal(folder / "batches.jsonl")
+        self.journal = Journal(folder / "batches.journal")
 
     def left(self, batches: Sequence[list[int]]) -> list[list[int]]:
         """The batches whose rows are not what an earlier call put there."""
-        return [batch for batch in batches if self.journal.get(str(batch)) != self._hash(batch)]
+        known = ((batch, self.journal.get(str(batch))) for batch in batches)
+        return [batch for batch, found in known if found is None or found != self._hash(batch)]
 
     def put(self, batch: Sequence[int], states: np.ndarray) -> None:
         """Put the states of a batch's examples, one after the other, into their places."""
@@ -265,3 +277,5 @@ def teacher_texts(
 def _keep_texts(file: Path, texts: Sequence[tuple[str, bool]]) -> None:
     write_whole(file, "".join(json.dumps(text) + "\n" for text in texts).encode())
     seal(file)
+    for part in file.parent.glob(f"{file.stem}.part*"):  # journals of all processes that wrote
+        part.unlink(missing_ok=True)

@@ -296,8 +296,6 @@ def test_a_merge_brings_what_was_imported_elsewhere(
     theirs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there, other = (tmp_path / name for name in ("here", "there", "other"))
-    for folder in (here, there, other):
-        (folder / "records").mkdir(parents=True)
     (path,) = external.take_in(there, [("a.json", theirs)], "Uni X")
     merge = ["--merge", str(there), "--results", str(here)]
     code, out, _ = reproduce(capsys, *merge)
@@ -316,9 +314,37 @@ def test_a_merge_brings_what_was_imported_elsewhere(
     assert "one source's records of one cell" in err
     assert kept.read_bytes() == path.read_bytes()
 
+    again = tmp_path / "again"
+    external.take_in(again, [("c.json", theirs)], "Uni Z")
+    code, _, err = reproduce(capsys, "--merge", str(again), "--results", str(here))
+    assert code == 2
+    assert "has come from another source before" in err
+
+    ours = Store(tmp_path / "ours")
+    ours.put({key: value for key, value in theirs.items() if key != "sha256"})
+    assert reproduce(capsys, "--merge", str(there), "--results", str(ours.root))[0] == 0
+    assert not (ours.root / "external").exists()  # our own record is not shown as somebody's
+
     path.write_bytes(path.read_bytes().replace(b"Uni X", b"Uni Y"))
+    code, _, err = reproduce(capsys, "--merge", str(other), "--results", str(there))
+    assert code == 2  # what is damaged here is said, in a line
+    assert "does not have the name it was imported by" in err
     assert reproduce(capsys, "--merge", str(there), "--results", str(tmp_path / "new"))[0] == 2
     assert not (tmp_path / "new" / "external").exists()
+
+
+def test_an_older_suites_record_is_shown_with_its_version(theirs: dict[str, Any], tmp_path: Path) -> None:
+    for suite in theirs["spec"]["suites"]:
+        suite["version"] = 0
+    for scores in theirs["scores"].values():
+        scores["metric"] = "rouge2"
+    external.take_in(tmp_path, [("a.json", signed(theirs))], "Uni X")
+    (shown,) = judged(tmp_path).result.external
+    assert "version of suite dolly 0 (here 1)" in shown.unlike
+
+    theirs["spec"]["suites"][0]["version"] = 1
+    with pytest.raises(StoreError, match="scored by rougeL"):
+        external.check(signed(theirs), "a.json")
 
 
 def zeroed(scores: dict[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,9 @@ def stop_after(count: int) -> Any:
     return progress
 
 
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
 @pytest.mark.parametrize("settings", [GREEDY, Settings()])
-def test_answers_go_on_after_the_last_whole_batch(settings: Any, tmp_path: Path) -> None:
+def test_answers_go_on_after_the_last_whole_batch(settings: Any, stop: int, tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
     model = models(len(tokenizer))["llama"]
     prefills = []
@@ -110,16 +111,17 @@ def test_answers_go_on_after_the_last_whole_batch(settings: Any, tmp_path: Path)
             handle.remove()
 
     expected = written(tmp_path / "undisturbed")
-    assert prefills == [7, 7, 7, 3]
+    whole = [7, 7, 7, 3]
+    assert prefills == whole
     with pytest.raises(StoppedError):
-        written(tmp_path / "j", progress=stop_after(2))
-    assert prefills == [7, 7]
+        written(tmp_path / "j", progress=stop_after(stop))
+    assert prefills == whole[:stop]
     assert written(tmp_path / "j") == expected
-    assert prefills == [7, 3]
+    assert prefills == whole[stop:]
     assert written(tmp_path / "j") == expected
     assert prefills == []
     written(tmp_path / "j", seed=2)  # other answers are asked for
-    assert prefills == [7, 7, 7, 3]
+    assert prefills == whole
 
 
 def test_hidden_states_go_on_after_the_last_whole_batch(
@@ -146,6 +148,11 @@ def test_hidden_states_go_on_after_the_last_whole_batch(
     expected = states(tmp_path / "undisturbed")
     in_all = list(batches)
     assert len(in_all) > 3
+    for stop in range(1, len(in_all) + 1):
+        with pytest.raises(StoppedError):
+            states(tmp_path / str(stop), stop_after(stop))
+        assert torch.equal(states(tmp_path / str(stop)), expected)
+        assert batches == in_all[stop:]
     with pytest.raises(StoppedError):
         states(tmp_path / "cache", stop_after(2))
     (file,) = (tmp_path / "cache").rglob("hidden.bin")

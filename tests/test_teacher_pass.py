@@ -44,6 +44,8 @@ def test_cells_share_what_their_teacher_does() -> None:
     faster = dataclasses.replace(known["kl"], training=dataclasses.replace(training, lr=1.0))
     assert teacher_pass.task(longer) != states
     assert teacher_pass.task(faster) == states
+    held_out = dataclasses.replace(known["kl"], method="distillm/skl")  # reads fewer examples
+    assert teacher_pass.task(held_out) not in (states, None)
 
 
 def test_a_teacher_that_has_read_takes_no_memory_from_the_training() -> None:
@@ -77,14 +79,11 @@ def test_a_pass_leaves_the_cells_nothing_to_read(
     assert len(files) == 1
     code, out, err = reproduce(capsys, *command, "--teacher-pass")
     assert (code, "start" in err) == (0, False)  # nothing is left to do
+    assert not [*(tmp_path / "results" / "work").glob("?" * 16)]
 
-    request = Request(
-        "small", teacher=str(teacher_folder), student=str(student_folder), methods=("kl",),
-        budget={"examples": 6, "epochs": 1, "prompts": 2, "new_tokens": 4}, data=own_data,
-        cache=tmp_path / "cache",
-    )  # fmt: skip
-    (step,) = (s for s in plan.make(request, Store(tmp_path)).steps if s.cell.method == "kl")
-    assert teacher_pass.ready(step.cell, request.cache)
+    step = own_steps(teacher_folder, student_folder, own_data, tmp_path / "cache", examples=6)["kl"]
+    cache = tmp_path / "cache"
+    assert teacher_pass.ready(step.cell, cache)
 
     def no_layers(path: Path, ref: str, *rest: Any) -> Any:
         assert path != teacher_folder, "the teacher was loaded"
@@ -93,10 +92,80 @@ def test_a_pass_leaves_the_cells_nothing_to_read(
     plain = loading.load
     monkeypatch.setattr(loading, "load", no_layers)
     monkeypatch.setattr(reading, "load", no_layers)
-    settings = run.Settings(tmp_path / "results", request.cache, own_data)
-    context = run.context(step.cell, settings, lambda *said: None, distributed.world("small"))
-    assert cells.run(step.cell, context)["status"] == "done"
+    assert cells.run(step.cell, context(step, tmp_path / "results", cache, own_data))["status"] == "done"
     assert {path: path.stat().st_mtime_ns for path in files} == files
+
+    for file in files:
+        file.unlink()
+    assert not teacher_pass.ready(step.cell, cache)
+    assert reproduce(capsys, *command, "--teacher-pass")[0] == 0
+    assert teacher_pass.ready(step.cell, cache)
+
+
+def own_steps(teacher: Path, student: Path, data: Path, cache: Path, examples: int) -> dict[str, Step]:
+    """The steps of a pair of one's own by method."""
+    request = Request(
+        "small", teacher=str(teacher), student=str(student), methods=("kl", "seqkd", "sft"), seeds=(1,),
+        budget={"examples": examples, "epochs": 1, "prompts": 2, "new_tokens": 4}, data=data, cache=cache,
+    )  # fmt: skip
+    return {step.cell.method: step for step in plan.make(request, Store(Path("nowhere"))).steps}
+
+
+def context(
+    step: Step, results: Path, cache: Path, data: Path, progress: run.Progress = lambda *said: None
+) -> cells.Context:
+    settings = run.Settings(results, cache, data)
+    return run.context(step.cell, settings, progress, distributed.world("small"))
+
+
+def test_teacher_texts_go_on_after_the_last_whole_batch(
+    student_folder: Path, teacher_folder: Path, own_data: Path, tmp_path: Path
+) -> None:
+    pair = (teacher_folder, student_folder, own_data)
+    heard: list[float] = []
+
+    def written(cache: Path, stop_at: float = 2.0) -> str:
+        heard.clear()
+
+        def progress(stage: str, share: float) -> None:
+            if stage == "teacher writes":
+                heard.append(share)
+                if share >= stop_at:
+                    raise InterruptedError
+
+        step = own_steps(*pair, cache, examples=24)["seqkd"]
+        assert cells.read_ahead(step.cell, context(step, tmp_path / "results", cache, own_data, progress))
+        (file,) = (cache / "teacher").glob("texts-*.jsonl")
+        return file.read_text()
+
+    expected = written(tmp_path / "undisturbed")
+    cache = tmp_path / "cache"
+    with pytest.raises(InterruptedError):
+        written(cache, stop_at=0.5)
+    assert len([*(cache / "teacher").glob("*.part*")]) == 1
+    (cache / "teacher" / "other.part1").touch()  # of another text set
+    assert written(cache) == expected
+    assert [path.name for path in (cache / "teacher").glob("*.part*")] == ["other.part1"]
+
+
+def test_answers_of_a_student_that_was_lost_are_not_the_new_ones(
+    student_folder: Path, teacher_folder: Path, own_data: Path, tmp_path: Path
+) -> None:
+    step = own_steps(teacher_folder, student_folder, own_data, tmp_path, examples=6)["sft"]
+
+    def walked() -> cells.Walk:
+        walk = cells.Walk(step.cell, context(step, tmp_path / "results", tmp_path, own_data))
+        walk.trained()
+        return walk
+
+    answers = walked().work / cells.ANSWERS / "dolly-10-0.journal"
+    answers.parent.mkdir()
+    answers.touch()
+    walked()
+    assert answers.exists()  # the student is the one that gave them
+    (answers.parents[1] / "student.pt").unlink()
+    walked()
+    assert not answers.exists()
 
 
 def test_it_is_not_for_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:

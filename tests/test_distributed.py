@@ -158,6 +158,21 @@ def test_the_command_trains_on_two_processes_and_goes_on_after_a_kill(
     assert core(trained(tmp_path / "killed")) == core(two)
 
 
+@pytest.mark.slow
+def test_a_teacher_read_by_two_processes_says_what_it_says_to_one(command: list[str], tmp_path: Path) -> None:
+    states = []
+    for processes in (1, 2):
+        cache = tmp_path / str(processes)
+        folders = ("--results", str(tmp_path / "results"), "--cache", str(cache))
+        launch(*command, "--teacher-pass", *folders, processes=processes)
+        assert len([*(cache / "teacher").glob("ready-*.json")]) == 1
+        (file,) = (cache / "teacher").rglob("hidden.bin")
+        states.append(torch.from_file(str(file), size=file.stat().st_size // 2, dtype=torch.bfloat16))
+    assert states[0].abs().mean() > 0.1
+    assert torch.allclose(*states, rtol=2**-6, atol=1e-3)
+    assert Store(tmp_path / "results").paths() == []
+
+
 def kill_one_process(command: list[str], results: Path) -> int:
     """SIGKILL the second process as soon as there is a checkpoint; how the launch ended."""
     process = started(*command, "--results", str(results))

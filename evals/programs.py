@@ -3,7 +3,7 @@
 A text becomes code by these rules, line by line; nothing is parsed outside the sandbox.
 
 1. Fences. Of the first fenced block (``` or ```python ... ```) the inside, up to its end or the text's. A
-   lone closing fence ends the code.
+   lone closing fence ends the code. Beside a fence, one word alone names the language; more is code.
 2. A text that defines the function (HumanEval: ``def <entry_point>``; MBPP: any top-level ``def``) is a whole
    program. Lines of prose before the first line of code go. From the first ``def`` on it lasts until a line
    at the left margin that does not begin or continue a definition, an import, an assignment, a decorator or a
@@ -23,7 +23,7 @@ from evals.sandbox import Limits, Program, Verdict
 from evals.sandbox import run as run_programs
 from evals.suites import Item, Suite
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(?:(\w*)[ \t]*$)?", re.MULTILINE)
 _START = re.compile(r"(async\s+def|def|class|import|@)\b|@|#|from\s+\S+\s+import|\w+\s*=[^=]")
 _KEEP = re.compile(
     r"\s|(async\s+def|def|class|import)\b|from\s+\S+\s+import|[@#)\]}]|[\w.]+\s*(:[^=]+)?=[^=]"
@@ -37,7 +37,7 @@ def unfenced(text: str) -> str:
         return text
     first = fences[0]
     before = text[: first.start()]
-    if not first.group(1) and len(fences) == 1 and before.strip():
+    if first.group(1) == "" and len(fences) == 1 and before.strip():
         return before
     end = fences[1].start() if len(fences) > 1 else len(text)
     return text[first.end() : end].removeprefix("\n")

@@ -70,8 +70,8 @@ SUITES: dict[str, Suite] = {
         _instructions("unni", "Unnatural Instructions", cap=10_000),
         Suite("gsm8k", "GSM8K", "maths", "maths", 2, "flexible-extract", "gsm8k/test.jsonl"),
         Suite("math500", "MATH-500", "maths", "maths", 1, "math-verify", "math500/test.jsonl"),
-        Suite("humaneval", "HumanEval", "code", "code", 1, "pass@1", "humaneval/test.jsonl"),
-        Suite("mbpp", "MBPP", "code", "code", 1, "pass@1", "mbpp/mbpp.jsonl"),
+        Suite("humaneval", "HumanEval", "code", "code", 2, "pass@1", "humaneval/test.jsonl"),
+        Suite("mbpp", "MBPP", "code", "code", 2, "pass@1", "mbpp/mbpp.jsonl"),
     )
 }
 

@@ -63,6 +63,8 @@ RIGHT = [
     "Here it is:\n\ndef add(a, b):\n    return a + b\n\nassert add(1, 1) == 3",
     "Sure!\n```python\ndef add(a, b):\n    return a + b\n```\nThis returns the sum.\n```\nadd(1, 2)\n```",
     "```\n    return a + b\n```",
+    "```def add(a, b):\n    return a + b\n```",  # one word beside a fence is a language, this is code
+    "Sure!\n``` def add(a, b):\n    return a + b",
     "```python\nfrom operator import add as plus\n\ndef helper(a):\n    return a\n\ndef add(a, b):\n    return plus(a, helper(b))",
     "def add(a, b):\n    return other(a, b)\n\ndef other(a, b):\n    return a + b",
     "def add(\n    a,\n    b,\n):\n    return a + b + math.floor(half(0))",
@@ -91,6 +93,7 @@ def test_extraction_for_mbpp() -> None:
     right = [
         body,
         f"Here you go\n\n```python\n{body}```\nbye",
+        f"```{body}```\nbye",
         f"{body}\nassert mul(1, 1) == 2",
         f"N = 1\n{body}\nprint(mul(1, 2)",
         f"Of course, this multiplies:\n{body}\nIt multiplies.",

@@ -188,14 +188,12 @@ def write(
         raise ValueError("two models write together at temperature 1 only")
     rooms = _rooms(model, prompts, decoding)
     answers = [Written([], False)] * len(prompts)
-    # Longest first: little padding, and a batch that does not fit memory fails at once.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     voices = [model] if companion is None else [model, companion.model]
     with contextlib.ExitStack() as stack:
         for voice in voices:
             stack.enter_context(_evaluating(voice))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        done = 0
+        for chosen in batches(prompts, batch_size):
             inputs = [prompts[i] for i in chosen]
             key = _batch_key([names[i] for i in chosen], inputs, decoding, seed)
             known = kept.get(key) if kept is not None else None
@@ -210,9 +208,19 @@ def write(
                     kept.add(key, known)
             for i, answer in zip(chosen, known, strict=True):
                 answers[i] = Written(*answer)
+            done += len(chosen)
             if progress is not None:
-                progress((start + len(chosen)) / len(order))
+                progress(done / len(prompts))
     return answers
+
+
+def batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Which prompts are answered side by side, in what order.
+
+    Longest first: little padding, and a batch that does not fit memory fails at once.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _batch_key(

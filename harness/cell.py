@@ -21,7 +21,7 @@ from dskd.method import Method, Sampling, create
 from dskd.student_text import Adaptive
 from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import programs, scoring, suites
-from evals.decoding import generate, generate_ids
+from evals.decoding import batches, generate, generate_ids
 from evals.prompts import encode_prompts
 from evals.suites import Item, Suite
 from harness import data, locate, models, origins, scales, teacher_pass, versions
@@ -187,7 +187,7 @@ class Walk:
         finished = load_checkpoint(self.work / "student.pt")
         if finished is not None:
             student.lm.load_state_dict(finished["weights"])
-            student.lm.to(self.dtype)
+            models.cast(student.lm, self.dtype)
             return self.world.place(student), Trained(**finished["trained"]), str(finished["chosen"])
         if self.cell.training.lora is not None:
             models.add_lora(student, self.cell.training.lora)
@@ -195,7 +195,7 @@ class Walk:
         if self.cell.training.lora is not None:
             models.merge_lora(student)
         self.world.told(lambda: self._keep_student(student, trained, chosen))
-        student.lm.to(self.dtype)
+        models.cast(student.lm, self.dtype)
         return student, trained, chosen
 
     def read_ahead(self) -> list[Path] | None:
@@ -472,10 +472,20 @@ class Walk:
         )
         return texts, max(self.world.gathered(kept.seconds))
 
-    def answers(self, model: LoadedModel, run: SuiteRun, seed: int, count: int) -> list[str]:
-        """The model's answers to the first items of a suite."""
-        items = suites.load(suites.get(run.name), self.root, run.limit)[:count]
-        return self._generate(model, items, self.cell.decoding, seed, "check answers", self._max_prompt())
+    def first_answers(
+        self, model: LoadedModel, run: SuiteRun, seed: int, processes: int = 1
+    ) -> dict[str, str]:
+        """The first batch of a suite's answers, by item, in the company that it was written in.
+
+        bfloat16 rounds otherwise in other company, and a long greedy answer then often goes another way.
+        ``processes``: how many shared the suite.
+        """
+        items = suites.load(suites.get(run.name), self.root, run.limit)[::processes]
+        room = self._prompt_room(model, self._max_prompt())
+        prompts = encode_prompts(model.tokenizer, [item.prompt for item in items], room)
+        chosen = [items[n] for n in batches(prompts, self._batch_size())[0]]
+        texts = self._generate(model, chosen, self.cell.decoding, seed, "check answers", self._max_prompt())
+        return {item.id: text for item, text in zip(chosen, texts, strict=True)}
 
     def _scored(self, suite: Suite, items: Sequence[Item], texts: list[str], seed: int) -> dict[str, Any]:
         self.context.progress(f"score {suite.name}", 0.0)

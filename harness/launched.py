@@ -18,7 +18,7 @@ from harness import distributed, launch
 from harness.cells import Cell
 from harness.distributed import World
 from harness.pool import BUSY_WAIT, Busy, Job, Listener, Outcome, throttled
-from harness.run import Progress, Settings, held, note_of, produce
+from harness.run import Progress, Settings, held, note_of, produce, put
 from harness.store import Store
 
 
@@ -69,23 +69,15 @@ class Together:
 
 def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
     """As run.finish, by all processes: raises Busy on all of them, or on none."""
-    cell, store = Cell.from_dict(spec), Store(settings.results)
+    cell, store, unkept = Cell.from_dict(spec), Store(settings.results), ""
     world = distributed.world(cell.scale)
     with _held(world, store, cell.id):
         known = world.told(lambda: store.get(cell.id))
         if known is None or known["status"] != "done":
             known = produce(cell, settings, progress)
-            world.told(lambda: _keep(cell, known, settings, progress))
+            unkept = world.told(lambda: put(cell, known, settings, progress))
         world.told(lambda: shutil.rmtree(store.work(cell.id), ignore_errors=True))
-    return note_of(known)
-
-
-def _keep(cell: Cell, record: dict[str, Any], settings: Settings, progress: Progress) -> None:
-    Store(settings.results).put(record)
-    if settings.keep_students and cell.training is not None:
-        from harness import students
-
-        students.keep(cell.id, settings, progress)
+    return "; ".join(filter(None, (note_of(known), unkept)))
 
 
 @contextlib.contextmanager

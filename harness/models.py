@@ -108,6 +108,16 @@ def load(path: Path, ref: str, dtype: torch.dtype = torch.float32) -> LoadedMode
     return LoadedModel(lm, tokenizer, path, ref)
 
 
+def cast(lm: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a model's weights, as loading it in that type would.
+
+    ``lm.to(dtype)`` also rounds the rotary frequencies, which loading keeps in float32: at position 200 an
+    angle would be off by up to .3.
+    """
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model folder."""
     return AutoTokenizer.from_pretrained(path, trust_remote_code=_trusted)

@@ -285,7 +285,7 @@ def _steps(table: Table, row: Row, pair: PairSpec, request: Request, absent: lis
     absent.extend(missing)
     data = _training_set(setting.data, request) if row.trained else ""
     files = [suite_file(run.name) for run in suites] + ([locate.training_name(data)] if data else [])
-    known = _versions(method, pair, row, request) | _file_versions(files, request)
+    known = _versions(method, pair, row, request, setting.training) | _file_versions(files, request)
     for seed in seeds:
         cell = Cell(
             scale=request.scale,
@@ -404,11 +404,15 @@ def _training_set(name: str, request: Request) -> str:
     return name
 
 
-def _versions(method: Method | None, pair: PairSpec, row: Row, request: Request) -> dict[str, int]:
+def _versions(
+    method: Method | None, pair: PairSpec, row: Row, request: Request, training: Training | None
+) -> dict[str, int]:
     """Whatever can move a number beside the settings: code by version, models by content."""
     found = {"decoder": versions.DECODER}
     if row.trained:
         found["trainer"] = versions.TRAINER
+        if training is not None and training.precision == "bf16":
+            found["bf16-student"] = versions.BF16_STUDENT
         if request.reference:
             found["reference-heads"] = 1
     if method is not None:
@@ -618,7 +622,8 @@ def unrepeatable(cell: Cell, request: Request) -> str:
     row = Row(cell.method, cell.method, "same", ())
     files = [suite_file(run.name) for run in cell.suites]
     files += [locate.training_name(cell.data)] if cell.data else []
-    then, now = dict(cell.versions), _versions(method, pair, row, request) | _file_versions(files, request)
+    then, now = dict(cell.versions), _versions(method, pair, row, request, cell.training)
+    now |= _file_versions(files, request)
     changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     return f"these are not as they were: {', '.join(changed)}" if changed else ""
 

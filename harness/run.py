@@ -224,18 +224,24 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
 
     Raises Busy while another process works on it.
     """
-    cell, store = Cell.from_dict(spec), Store(settings.results)
+    cell, store, unkept = Cell.from_dict(spec), Store(settings.results), ""
     with held(store, cell.id):
         known = store.get(cell.id)
         if known is None or known["status"] != "done":
             known = produce(cell, settings, progress)
-            store.put(known)
-            if settings.keep_students and cell.training is not None:
-                from harness import students
-
-                students.keep(cell.id, settings, progress)
+            unkept = put(cell, known, settings, progress)
         shutil.rmtree(store.work(cell.id), ignore_errors=True)
-    return note_of(known)
+    return "; ".join(filter(None, (note_of(known), unkept)))
+
+
+def put(cell: Cell, record: dict[str, Any], settings: Settings, progress: Progress) -> str:
+    """Store a record, then its student where that is asked for; why the latter could not be, if so."""
+    Store(settings.results).put(record)
+    if not settings.keep_students or cell.training is None:
+        return ""
+    from harness import students
+
+    return students.try_to_keep(cell.id, settings, progress)
 
 
 def produce(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import cli, students
+from harness import cli, run, students
+from harness.cells import Cell
 from harness.store import Store, checksum
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ def options(
 ) -> list[str]:
     """A maths run on a pair of the user's own; ``--results`` is still to be added."""
     data = tmp_path_factory.mktemp("data")
-    rows = [{"question": f"How many are {n}?", "answer": f"There are {n}.\n#### {n}"} for n in range(12)]
+    rows = [{"question": f"How many are {n}?", "answer": f"There are {n}.\n#### {n}"} for n in range(20)]
     for name in ("train", "test"):
         file = data / "gsm8k" / f"{name}.jsonl"
         file.parent.mkdir(exist_ok=True)
@@ -78,10 +79,25 @@ def test_a_kept_student_carries_its_record_and_loads(results: Path) -> None:
     assert settings["model_args"]["max_length"] == 128 + 12  # half of the model's window, and the answer
     card = (folder / "README.md").read_text()
     score = record["scores"]["gsm8k"]["seeds"]["10"]["all"]["flexible-extract"]
-    assert f"| GSM8K | flexible-extract | {score:.2f} | 12 |" in card
-    assert "of the first 8 answers to gsm8k as in the record" in card
+    assert f"| GSM8K | flexible-extract | {score:.2f} | 20 |" in card
+    assert "16 of 16 answers to gsm8k, a whole batch, as in the record" in card
     assert str(ROOT) not in card.partition("## Record")[0]
     assert not list((results / "work").glob(f"{record['cell']}/*"))
+
+
+def test_a_student_that_cannot_be_kept_does_not_cost_its_record(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise students.StudentError("other answers")
+
+    monkeypatch.setattr(students, "keep", refuse)
+    record = trained(results)
+    settings = run.Settings(tmp_path, tmp_path, keep_students=True)
+    body = {key: value for key, value in record.items() if key != "sha256"}
+    said = run.put(Cell.from_dict(record["spec"]), body, settings, lambda *_: None)
+    assert said == "its student was not saved: other answers"
+    assert Store(tmp_path).get(record["cell"]) == record
 
 
 def test_a_student_trained_again_is_the_kept_one(results: Path, options: list[str], tmp_path: Path) -> None:
@@ -92,7 +108,7 @@ def test_a_student_trained_again_is_the_kept_one(results: Path, options: list[st
     output = tmp_path / "student"
     done = call("--save-student", record["cell"], "--output", str(output), "--results", str(again), *options)
     assert done.returncode == 0, done.stderr
-    assert "8 of the first 8 answers to gsm8k as in the record" in done.stdout
+    assert "16 of 16 answers to gsm8k, a whole batch, as in the record" in done.stdout
     names = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
     assert all((output / name).read_bytes() == (kept / name).read_bytes() for name in names)

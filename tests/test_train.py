@@ -203,3 +203,18 @@ def test_the_best_epoch_survives_a_damaged_file(student_folder: Path, tmp_path: 
     assert not rule.resumes()
     with pytest.raises(OSError, match="missing or damaged"):
         rule.finish(student)
+
+
+def test_a_student_cast_to_bfloat16_is_the_one_that_is_loaded_in_it(
+    student_folder: Path, tmp_path: Path
+) -> None:
+    cast = models.load(student_folder, "student")
+    models.cast(cast.lm, torch.bfloat16)
+    cast.lm.save_pretrained(tmp_path)
+    cast.tokenizer.save_pretrained(tmp_path)
+    loaded = models.load(tmp_path, "saved", torch.bfloat16)
+    ids = torch.arange(200)[None] % 90
+    with torch.no_grad():
+        assert torch.equal(cast.lm(ids).logits, loaded.lm(ids).logits)
+        cast.lm.to(torch.bfloat16)  # rounds the rotary frequencies too
+        assert not torch.equal(cast.lm(ids).logits, loaded.lm(ids).logits)

@@ -79,6 +79,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     Of several processes, only the main one's record has scores. The caller clears the store's work folder
     once the record is stored.
     """
+    made = provenance(context.command)  # now: the checkout may change while the cell runs
     name = "meter.json" if context.world.main else f"meter-{context.world.rank}.json"
     meter = Meter(context.store.work(cell.id) / name)
     context = dataclasses.replace(context, progress=meter.watching(context.progress))
@@ -91,7 +92,7 @@ def run(cell: Cell, context: Context) -> dict[str, Any]:
     _log_scores(context, scores, trained.steps if trained else 0)
     record = walk.record(scores, trained, chosen)
     origin = origins.of_cell(cell, context.pair, context.cache, context.data)
-    record["provenance"] = provenance(context.command) | {"sources": origin}
+    record["provenance"] = made | {"sources": origin}
     record["cost"] = {
         "train_seconds": trained.seconds if trained else 0.0,
         "tokens_per_second": trained.read_tokens / max(trained.seconds, 1e-9) if trained else 0.0,

@@ -38,8 +38,8 @@ TINY_TRAINING, TINY_SCORING, TINY_TEXT = 30.0, 5.0, 0.015
 
 #: The same for small, on two cores: the FLOPs above at a sustained rate and, for every token that is written,
 #: what does not grow with the model (sampling, Python, starting many small products). Set by the costs in
-#: results/records/small, of a machine that did other work too; within a factor of three of each.
-CPU_FLOPS = 110e9
+#: results/records/small, half of them of an idle machine; within a factor of three of four in five.
+CPU_FLOPS = 200e9
 CPU_TOKEN = 0.002
 #: A model of unknown size is taken for the smallest one that answers in sentences (SmolLM2-135M).
 UNKNOWN_SIZE = 135e6

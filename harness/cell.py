@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -221,21 +221,28 @@ class Walk:
         teacher = self._teacher() if method.needs.teacher else None
         paired, states = self._data(student, method, settings, teacher)
         parts = self._parts(student, teacher, method)
+        whole = self.world.mirror(student, settings.lora)
+        author = None
+        if method.needs.student_samples is not None and teacher is not None:
+            sides = self._sides(student, whole, teacher, states)
+            author = self._on_policy(method, settings, paired, student, sides)
+            if isinstance(states, RecomputedStates):
+                states = dataclasses.replace(states, model=sides.teacher)
         rule = self._checkpoint_rule(settings)
         if not rule.resumes():
             self.world.forget(self.work / CHECKPOINT)
 
         def at_epoch_end(epoch: int) -> None:
-            rule.at_epoch_end(epoch, self.world.plain(student, settings.lora))
+            rule.at_epoch_end(epoch, whole())
 
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
             self.context.progress, at_epoch_end if settings.checkpoint != "last" else None,
-            self._on_policy(student, method, settings, paired, teacher), self.world, self.context.log,
+            author, self.world, self.context.log,
         )  # fmt: skip
         trained = trainer.run()
-        plain = self.world.plain(student, settings.lora)
-        return plain, trained, rule.finish(plain)
+        last = whole()
+        return last, trained, rule.finish(last)
 
     def _teacher(self) -> Side:
         ref = self.context.pair.teacher
@@ -288,33 +295,40 @@ class Walk:
         room = self._prompt_room(student, settings.max_prompt)
         return data.encode_examples(student.tokenizer, examples, max_prompt=room, max_length=window)
 
-    def _on_policy(
+    def _sides(
         self,
         student: LoadedModel,
+        whole: Callable[[], LoadedModel],
+        teacher: Side,
+        states: HiddenStates | None,
+    ) -> Sides:
+        """Both models for the writing of text: each process asks them about text of its own."""
+        if isinstance(states, RecomputedStates) and self.world.size == 1:
+            reader = states.model
+        else:
+            ref = self.context.pair.teacher
+            reader = self.world.place(models.load(self.path(ref), ref, self.dtype))
+        words = student.side().vocabulary, teacher.vocabulary
+        return Sides(whole, reader, words, VocabularyPair(*words).same)
+
+    def _on_policy(
+        self,
         method: Method,
         settings: Training,
         paired: data.PairedData,
-        teacher: Side | None,
-    ) -> OnPolicy | None:
-        """What writes the text of a method that needs student samples, with the whole teacher beside it."""
+        student: LoadedModel,
+        sides: Sides,
+    ) -> OnPolicy:
+        """What writes the text of a method that needs student samples."""
         asked = method.needs.student_samples
-        if asked is None or teacher is None:
-            return None
-        if self.world.size > 1:
-            raise models.ModelError(
-                f"{method.spec} writes text while it trains, which one process does alone"
-            )
-        ref = self.context.pair.teacher
-        words = student.side().vocabulary, teacher.vocabulary
-        same = VocabularyPair(*words).same
-        whole = self.world.place(models.load(self.path(ref), ref, self.dtype))
-        sides = Sides(student, whole, words, same)
+        assert asked is not None
         window = min(settings.max_length, student.window)
         limits = Limits(self.cell.decoding.max_new_tokens, window, settings.max_length)
         held_out = self._encoded(student, self._examples(method, settings)[1], settings)
         return OnPolicy(
-            asked, sides, paired, method.needs.alignment, limits, settings, self.cell.seed, held_out
-        )
+            asked, sides, paired, method.needs.alignment, limits, settings, self.cell.seed, held_out,
+            self.world,
+        )  # fmt: skip
 
     def _same_vocabulary(self, student: Vocabulary, teacher: Vocabulary, method: Method) -> bool:
         """Whether one tokenizer serves both; refuses a pair that is not what it was declared to be."""

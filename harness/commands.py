@@ -141,10 +141,7 @@ def _share(planned: Plan, store: Store, shard: Shard) -> str:
 def _plan(request: Request, options: Options) -> tuple[Plan, Store]:
     methods.load(options.settings.plugins)
     store = Store(options.settings.results)
-    planned = plan.make(request, store)
-    if options.engine == "launched":
-        plan.refuse_alone(planned)
-    return planned, store
+    return plan.make(request, store), store
 
 
 def _intention(planned: Plan, options: Options) -> str:

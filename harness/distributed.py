@@ -101,9 +101,12 @@ class World:
         """A teacher that all processes read with at the same moments."""
         return self.place(model)
 
-    def plain(self, student: LoadedModel, lora: Lora | None) -> LoadedModel:
-        """The student as it is now, whole, with its adapters; alone, the very same."""
-        return student
+    def mirror(self, student: LoadedModel, lora: Lora | None) -> Callable[[], LoadedModel]:
+        """What gives the student as it is at each call, whole, with its adapters; alone, the very same.
+
+        All processes call it together. It is one copy that is brought up to date.
+        """
+        return lambda: student
 
     # training
 
@@ -215,15 +218,25 @@ class Sharded(World):
         self._shard(model.lm, base)
         return model
 
-    def plain(self, student: LoadedModel, lora: Lora | None) -> LoadedModel:
-        copy = load(student.path, student.ref)
-        if lora is not None:
-            add_lora(copy, lora)
-        weights = dict(student.lm.named_parameters())
+    def mirror(self, student: LoadedModel, lora: Lora | None) -> Callable[[], LoadedModel]:
+        @cache
+        def copy() -> LoadedModel:
+            made = load(student.path, student.ref)
+            if lora is not None:
+                add_lora(made, lora)
+            return self.place(made)
+
+        def now() -> LoadedModel:
+            self._copy_weights(student.lm, copy().lm)
+            return copy()
+
+        return now
+
+    def _copy_weights(self, shared: nn.Module, whole: nn.Module) -> None:
+        weights = dict(shared.named_parameters())
         with torch.no_grad():
-            for name, parameter in copy.lm.named_parameters():
-                parameter.copy_(whole_tensor(weights[name]).to(parameter.device))
-        return self.place(copy)
+            for name, parameter in whole.named_parameters():
+                parameter.copy_(whole_tensor(weights[name]))
 
     def prepare(
         self, whole: Whole, optimizer: Callable[[], torch.optim.Optimizer], seed: int, limit: float
@@ -322,11 +335,11 @@ class Engine(Sharded):
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """See clip."""
 
-    def plain(self, student: LoadedModel, lora: Lora | None) -> LoadedModel:
+    def _copy_weights(self, shared: nn.Module, whole: nn.Module) -> None:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(student.lm.parameters())):
-            return super().plain(student, lora)
+        with deepspeed.zero.GatheredParameters(list(shared.parameters())):
+            super()._copy_weights(shared, whole)
 
     def save(self, file: Path, whole: Any, optimizer: torch.optim.Optimizer, rest: dict[str, Any]) -> None:
         folder = file.with_suffix("")

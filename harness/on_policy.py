@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dskd.vocabulary import Vocabulary
 from evals.decoding import Companion, Written, uniforms, write
 from harness.cells import Decoding, Training
 from harness.data import Encoded, PairedData, Text, align, pack, steps_per_epoch
+from harness.distributed import World
 from harness.models import LoadedModel, autocast, merged
 
 #: Answers written side by side; decoding keeps no activations, so more fit than in a training step.
@@ -33,8 +35,8 @@ ANSWERS_AT_ONCE = 64
 class Sides:
     """Both models of a pair as the writing of text needs them."""
 
-    student: LoadedModel
-    teacher: LoadedModel
+    student: Callable[[], LoadedModel]  #: as it is now, whole; all processes ask together
+    teacher: LoadedModel  #: whole on every process
     vocabularies: tuple[Vocabulary, Vocabulary]  #: student's, teacher's
     same: bool  #: one vocabulary
 
@@ -80,6 +82,7 @@ class OnPolicy:
     settings: Training
     seed: int
     held_out: Sequence[Encoded] = ()  #: what the adaptive schedule validates on
+    world: World = field(default_factory=World)  #: the processes that share the writing
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -138,31 +141,34 @@ class OnPolicy:
 
     def _write(self, step: int, rows: Sequence[int]) -> list[Kept]:
         started = time.monotonic()
-        asked, student = self.asked, self.sides.student
-        companion = Companion(self.sides.teacher.lm, asked.teacher_mix) if asked.teacher_mix else None
-        decoding = Decoding(
-            temperature=asked.temperature,
-            max_new_tokens=self.limits.answer,
-            max_length=self.limits.student,
-        )
+        student = self.sides.student()
         with merged(student), autocast(student, self.settings.precision):
-            answers = write(
-                student.lm,
-                [self.data.student[row].prompt.tolist() for row in rows],
-                [f"text\x1f{step}\x1f{row}" for row in rows],
-                decoding,
-                self.seed,
-                eos=self.sides.vocabularies[0].eos,
-                reachable=self.sides.vocabularies[0].size,
-                batch_size=ANSWERS_AT_ONCE,
-                banned=self.banned,
-                companion=companion,
-            )
+            answers = self.world.spread(rows, partial(self._answers, student, step))
         self.tally.texts += len(answers)
         self.tally.ended += sum(answer.ended for answer in answers)
         self.tally.tokens += sum(len(answer.ids) + answer.ended for answer in answers)
         self.tally.seconds += time.monotonic() - started
         return [Kept(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def _answers(self, student: LoadedModel, step: int, rows: Sequence[int]) -> list[Written]:
+        asked = self.asked
+        decoding = Decoding(
+            temperature=asked.temperature,
+            max_new_tokens=self.limits.answer,
+            max_length=self.limits.student,
+        )
+        return write(
+            student.lm,
+            [self.data.student[row].prompt.tolist() for row in rows],
+            [f"text\x1f{step}\x1f{row}" for row in rows],
+            decoding,
+            self.seed,
+            eos=self.sides.vocabularies[0].eos,
+            reachable=self.sides.vocabularies[0].size,
+            batch_size=ANSWERS_AT_ONCE,
+            banned=self.banned,
+            companion=Companion(self.sides.teacher.lm, asked.teacher_mix) if asked.teacher_mix else None,
+        )
 
     def _read(self, kept: Sequence[Kept]) -> list[Text]:
         """Written answers as both models read them: the student its own tokens, the teacher the text."""
@@ -193,18 +199,18 @@ class OnPolicy:
         schedule = self.asked.schedule
         if not isinstance(schedule, Adaptive) or step % max(1, self.steps // schedule.validations):
             return
-        loss = self._validation_loss()
+        student = self.sides.student()
+        loss = self.world.told(lambda: self._validation_loss(student))  # one number, or they would part
         self.tally.threshold, self.reference = schedule.updated(self.tally.threshold, self.reference, loss)
 
     @torch.no_grad()
-    def _validation_loss(self) -> float:
+    def _validation_loss(self, student: LoadedModel) -> float:
         """The student's mean cross-entropy per token of the held-out responses."""
-        student = self.sides.student
         side, training = student.side(), student.lm.training
         student.lm.eval()
         total, count = 0.0, 0
         order = sorted(self.held_out, key=len)
-        with autocast(self.sides.student, self.settings.precision):
+        with autocast(student, self.settings.precision):
             for start in range(0, len(order), self.settings.batch):
                 packed = pack(order[start : start + self.settings.batch]).to(student.device)
                 hidden = student.hidden(packed.ids).flatten(0, 1).index_select(0, packed.positions)

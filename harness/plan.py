@@ -603,13 +603,6 @@ def _obstacle(step: Step, request: Request) -> str:
     return next((reason for check in checks if (reason := check(step, request))), "")
 
 
-def refuse_alone(planned: Plan) -> None:
-    """Refuse what only a process alone can train, for a launch of several."""
-    for step in planned.of("run"):
-        if step.cell.training is not None and methods.create(step.cell.method).needs.student_samples:
-            step.state, step.reason = "refused", "the student writes text; run it without accelerate launch"
-
-
 def unrepeatable(cell: Cell, request: Request) -> str:
     """Why a finished cell cannot be run again here as it was; empty if it can.
 

@@ -19,7 +19,8 @@ from harness.files import FOLDER_SEAL
 from harness.store import Store, core
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ("kl", "dskd-v1", "dskd-v2", "lora", "dskd-v2+resumed")
+WRITING = ("on-policy", "imitkd", "minillm", "distillm")
+CASES = ("kl", "dskd-v1", "dskd-v2", "lora", "dskd-v2+resumed", *WRITING, "distillm+resumed")
 
 
 def started(*arguments: str, processes: int = 2, config: str = "fsdp2") -> subprocess.Popen[str]:
@@ -92,6 +93,7 @@ def same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-4)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert one["tokens"] == two["tokens"]
+    assert two["written"] == pytest.approx(one["written"])
     for name, weight in {**one["weights"], **one["parts"]}.items():
         other = {**two["weights"], **two["parts"]}[name]
         torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -125,9 +127,9 @@ def test_deepspeed_trains_as_one_process(
 def command(
     student_folder: Path, teacher: Path, own_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
-    """A run of the real command; ``--results`` is still to be added."""
+    """A run of the real command; ``--results`` and ``--methods`` are still to be added."""
     pair = ["--teacher", str(teacher), "--student", str(student_folder)]
-    rows = ["--methods", "dskd-v1/kl", "--seeds", "1,"]
+    rows = ["--seeds", "1,"]
     budget = ["--budget", "examples=24,epochs=8,prompts=6,new_tokens=16"]
     folders = ["--data", str(own_data), "--cache", str(tmp_path_factory.mktemp("cache"))]
     return [str(ROOT / "reproduce.py"), *pair, *rows, *budget, *folders]
@@ -141,9 +143,11 @@ def trained(results: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("method", ["dskd-v1/kl", "minillm"])
 def test_the_command_trains_on_two_processes_and_goes_on_after_a_kill(
-    command: list[str], tmp_path: Path
+    command: list[str], tmp_path: Path, method: str
 ) -> None:
+    command = [*command, "--methods", method]
     launch(*command, "--results", str(tmp_path / "one"), processes=1)
     launch(*command, "--results", str(tmp_path / "two"))
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
@@ -164,7 +168,7 @@ def test_a_teacher_read_by_two_processes_says_what_it_says_to_one(command: list[
     for processes in (1, 2):
         cache = tmp_path / str(processes)
         folders = ("--results", str(tmp_path / "results"), "--cache", str(cache))
-        launch(*command, "--teacher-pass", *folders, processes=processes)
+        launch(*command, "--methods", "dskd-v1/kl", "--teacher-pass", *folders, processes=processes)
         assert len([*(cache / "teacher").glob("ready-*.json")]) == 1
         (file,) = (cache / "teacher").rglob("hidden.bin")
         states.append(torch.from_file(str(file), size=file.stat().st_size // 2, dtype=torch.bfloat16))
@@ -196,8 +200,19 @@ def second(launcher: int) -> int:
     raise AssertionError("no process has rank 1")
 
 
-def test_a_training_of_two_goes_on_exactly(runs: Path) -> None:
-    undisturbed, resumed = (found(runs, case)[1] for case in ("dskd-v2", "dskd-v2+resumed"))
+@pytest.mark.parametrize("case", WRITING)
+def test_the_student_writes_on_two_processes(runs: Path, case: str) -> None:
+    """Else the comparison would be of gold text."""
+    written = found(runs, case)[1]["written"]
+    assert written["texts"] > 4
+    assert written["tokens"] > 40
+    if case == "distillm":
+        assert written["replayed"] > 0
+
+
+@pytest.mark.parametrize("case", ["dskd-v2", "distillm"])
+def test_a_training_of_two_goes_on_exactly(runs: Path, case: str) -> None:
+    undisturbed, resumed = (found(runs, name)[1] for name in (case, f"{case}+resumed"))
     assert all(torch.equal(resumed["weights"][name], w) for name, w in undisturbed["weights"].items())
     assert resumed["tokens"] == undisturbed["tokens"]
 

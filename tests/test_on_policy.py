@@ -89,7 +89,7 @@ def writer(
     if needs.student_samples is None:
         return None, paired
     held_out = data.encode_examples(student.tokenizer, HELD_OUT, **limits)
-    sides = Sides(student, teacher, words, side == "same")
+    sides = Sides(lambda: student, teacher, words, side == "same")
     room = Limits(ANSWER, settings.max_length, settings.max_length)
     made = OnPolicy(needs.student_samples, sides, paired, needs.alignment, room, settings, 3, held_out)
     # a random model would write bytes that are no text
@@ -460,7 +460,7 @@ def test_validation_falls_on_even_steps_and_sees_held_out_text_only(
     assert author is not None and author.steps == 9 and author.tally.threshold == 0
     seen: list[int] = []
     for step in range(9):
-        monkeypatch.setattr(author, "_validation_loss", lambda step=step: float(seen.append(step) or step))
+        monkeypatch.setattr(author, "_validation_loss", lambda _, step=step: float(seen.append(step) or step))
         author.texts(step, [0, 1])
     assert seen == [0, 3, 6]
     assert author.tally.threshold == pytest.approx(0.2)
@@ -473,7 +473,7 @@ def test_validation_falls_on_even_steps_and_sees_held_out_text_only(
         at = np.arange(len(sequence.prompt) - 1, len(sequence.inputs))
         expected += (-logits[at, sequence.response.ids.astype(np.int64)]).tolist()
     assert len(expected) == sum(map(len, tokens))
-    assert author._validation_loss() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert author._validation_loss(student) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_an_example_is_drawn_for_alone_where_the_method_says_so(folders: dict[str, Path]) -> None:

@@ -492,6 +492,9 @@ def test_student_text_costs_gpu_hours_and_memory(tmp_path: Path) -> None:
     assert text["minillm"] > text["kl:on_policy=1.0"] > text["gkd:on_policy=1.0"] > 0
     memory = [estimate.gpu_gib(step.cell, step.pair) or 0 for step in (off, on, mixed, alone)]
     assert memory[0] < memory[1] == memory[2] == memory[3]
+    shared = [estimate.gpu_gib(step.cell, step.pair, 64) or 0 for step in (off, on)]
+    teacher, student = (pairs.MODELS[ref].parameters for ref in (on.pair.teacher, on.pair.student))
+    assert shared[1] - shared[0] > (1.9 * teacher + 4 * student) / 2**30, "whole copies write"
 
 
 def test_student_text_that_would_never_come_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from harness import data, launch, methods, models  # noqa: E402
 from harness.cells import Lora, Training  # noqa: E402
 from harness.distributed import World, whole_tensor, world  # noqa: E402
 from harness.models import LoadedModel  # noqa: E402
-from harness.teacher import hidden_states, teacher_side  # noqa: E402
+from harness.on_policy import Limits, OnPolicy, Sides  # noqa: E402
+from harness.teacher import RecomputedStates, hidden_states, teacher_side  # noqa: E402
 from harness.train import Trainer  # noqa: E402
 
 EXAMPLES = examples(10)
@@ -36,6 +37,10 @@ CASES: dict[str, tuple[str, Any, bool]] = {
     "dskd-v1": ("dskd-v1/srkl", TWO, True),
     "dskd-v2": ("dskd-v2/kl", TWO, False),
     "lora": ("dskd-v2/kl", dataclasses.replace(TWO, lora=Lora(4, 8, 0.0)), True),
+    "on-policy": ("dskd-v2/kl:on_policy=0.6", dataclasses.replace(TWO, lora=Lora(4, 8, 0.0)), True),
+    "imitkd": ("imitkd", TWO, True),  # data and student text side by side in a batch
+    "minillm": ("minillm", TWO, False),  # the teacher writes with the student
+    "distillm": ("distillm:initial=0.4:tolerance=0:increment=0.6:capacity=4:validations=4", TWO, False),
 }
 
 
@@ -57,7 +62,19 @@ def trainer(case: str, here: World, student: LoadedModel, teacher: Path, work: P
     method = create(address)
     parts = method.build(Pair(student.side(), side, work / "maps"))
     paired = data.PairedData(EXAMPLES, read, read, None)
-    return Trainer(student, method, parts, paired, settings, 3, side, states, work, silent, world=here)
+    author = None
+    if asked := method.needs.student_samples:
+        words = student.side().vocabulary, side.vocabulary
+        whole = here.mirror(student, settings.lora)
+        sides = Sides(whole, models.load(teacher, "teacher"), words, same=True)
+        limits = Limits(answer=24, student=96, teacher=96)
+        author = OnPolicy(asked, sides, paired, "none", limits, settings, 3, read[:3], here)
+        if isinstance(states, RecomputedStates):
+            states = dataclasses.replace(states, model=sides.teacher)
+    return Trainer(
+        student, method, parts, paired, settings, 3, side, states, work, silent,
+        on_policy=author, world=here,
+    )  # fmt: skip
 
 
 def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: int = 0) -> dict[str, Any]:
@@ -77,7 +94,7 @@ def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: 
         return {}
     trained = run.run()
     own = sum(held(p) for p in run.whole.parameters())
-    plain = here.plain(student, CASES[case][1].lora)
+    plain = here.mirror(student, CASES[case][1].lora)()
     parts = {} if run.parts is None else dict(run.parts.named_parameters())
     return {
         "weights": dict(plain.lm.state_dict()),
@@ -86,6 +103,7 @@ def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: 
         "norms": norms,
         "tokens": [trained.tokens, trained.read_tokens],
         "losses": [trained.first_loss, trained.last_loss],
+        "written": {name: count for name, count in trained.written.items() if name != "seconds"},
         "sharded": own,
         "numbers": sum(getattr(p, "ds_numel", p.numel()) for p in run.whole.parameters()),
     }

@@ -77,7 +77,7 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
             known = produce(cell, settings, progress)
             unkept = world.told(lambda: put(cell, known, settings, progress))
         world.told(lambda: shutil.rmtree(store.work(cell.id), ignore_errors=True))
-    return "; ".join(filter(None, (note_of(known), unkept)))
+    return note_of(known, unkept)
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ def finish(spec: dict[str, Any], settings: Settings, progress: Progress) -> str:
             known = produce(cell, settings, progress)
             unkept = put(cell, known, settings, progress)
         shutil.rmtree(store.work(cell.id), ignore_errors=True)
-    return "; ".join(filter(None, (note_of(known), unkept)))
+    return note_of(known, unkept)
 
 
 def put(cell: Cell, record: dict[str, Any], settings: Settings, progress: Progress) -> str:
@@ -249,10 +249,10 @@ def produce(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any
     return _function(settings.compute)(cell, settings, progress)
 
 
-def note_of(record: Mapping[str, Any]) -> str:
-    """What a user should hear of a finished cell beside its scores."""
+def note_of(record: Mapping[str, Any], unkept: str) -> str:
+    """What a user should hear of a finished cell beside its scores; ``unkept`` is why it has no student."""
     diverged = (record["training"] or {}).get("diverged")
-    return f"training diverged: {diverged}" if diverged else ""
+    return "; ".join(filter(None, (f"training diverged: {diverged}" if diverged else "", unkept)))
 
 
 @contextlib.contextmanager

@@ -211,8 +211,11 @@ class _Filling:
 
     def left(self, batches: Sequence[list[int]]) -> list[list[int]]:
         """The batches whose rows are not what an earlier call put there."""
-        known = ((batch, self.journal.get(str(batch))) for batch in batches)
-        return [batch for batch, found in known if found is None or found != self._hash(batch)]
+        return [batch for batch in batches if not self._holds(batch)]
+
+    def _holds(self, batch: Sequence[int]) -> bool:
+        known = self.journal.get(str(batch))
+        return known is not None and known == _hash(_rows(self.data, self.offsets, batch))
 
     def put(self, batch: Sequence[int], states: np.ndarray) -> None:
         """Put the states of a batch's examples, one after the other, into their places."""
@@ -221,7 +224,7 @@ class _Filling:
             count = int(self.offsets[e + 1] - self.offsets[e])
             self.data[self.offsets[e] : self.offsets[e + 1]] = states[start : start + count]
             start += count
-        self.journal.add(str(batch), self._hash(batch))
+        self.journal.add(str(batch), _hash(states))
 
     def close(self) -> None:
         """Vouch for the whole file."""
@@ -230,13 +233,14 @@ class _Filling:
         write_whole(self.folder / "meta.json", json.dumps(about).encode())
         self.journal.forget()
 
-    def _hash(self, batch: Sequence[int]) -> str:
-        return hashlib.sha256(_rows(self.data, self.offsets, batch).tobytes()).hexdigest()
-
 
 def _rows(data: np.ndarray, offsets: np.ndarray, examples: Sequence[int]) -> np.ndarray:
     """The rows of some examples, one after the other."""
     return np.concatenate([data[offsets[e] : offsets[e + 1]] for e in examples])
+
+
+def _hash(states: np.ndarray) -> str:
+    return hashlib.sha256(states.tobytes()).hexdigest()
 
 
 def _reserve(file: Path, size: int) -> None:

@@ -438,7 +438,7 @@ def test_trained_cells_are_compared_and_failures_told(
     assert not any("check-same kl" in line for line in said)
     assert "the records are under" in capsys.readouterr().out
     plain = dataclasses.replace(Options(Settings(copied, copied / "cache"), 1, None))
-    monkeypatch.setattr(upkeep, "TRAINED", {"1": ("small", "first-small", ())})
+    monkeypatch.setattr(upkeep, "TRAINED", {"1": ("small", "check", ())})
     monkeypatch.setattr(upkeep, "execute", lambda planned, options: {})
     refused = [str(finding) for finding in upkeep._trained("1", plain)]
     assert refused and all("not run: " in line for line in refused)

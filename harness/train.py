@@ -36,7 +36,8 @@ from harness.tracking import Log
 
 CURVE_POINTS = 50
 CHECKPOINT = "checkpoint.pt"
-#: A kill costs at most so much training; more on a slow disk, less in a test.
+#: A kill costs at most so much training, less in a test; times the seconds that a checkpoint takes, where it
+#: takes more than one, so that at most a twentieth of the time goes to them.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("DSKD_CHECKPOINT_SECONDS", "20"))
 
 
@@ -132,6 +133,7 @@ class Trainer:
         """Train to the end, from the last checkpoint if there is one."""
         self.student.lm.train()
         started = saved = time.monotonic()
+        cost = 0.0
         before = self._restore()
         for step, rows in self._schedule(self.trained.steps):
             lr = float(self.scheduler.get_last_lr()[0])
@@ -143,10 +145,12 @@ class Trainer:
             self.progress("train", (step + 1) / self.total_steps)
             if self.at_epoch_end is not None and (step + 1) % self.steps_per_epoch == 0:
                 self.at_epoch_end((step + 1) // self.steps_per_epoch)
-            if self.world.told(partial(_due, saved)):
-                self.trained.seconds = before + time.monotonic() - started
+            if self.world.told(partial(_due, saved, cost)):
+                begun = time.monotonic()
+                self.trained.seconds = before + begun - started
                 self._save()
                 saved = time.monotonic()
+                cost = saved - begun
         self.trained.seconds = before + time.monotonic() - started
         if self.on_policy is not None:
             self.trained.written = dict(vars(self.on_policy.tally))
@@ -360,8 +364,9 @@ class Trainer:
         return self.trained.seconds
 
 
-def _due(saved: float) -> bool:
-    return time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+def _due(saved: float, cost: float) -> bool:
+    """Whether it is time for a checkpoint; the last one was at ``saved`` and took ``cost`` seconds."""
+    return time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS * max(1.0, cost)
 
 
 def on_device(side: Side, device: torch.device) -> Side:

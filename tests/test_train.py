@@ -11,7 +11,7 @@ from some_examples import examples
 
 from dskd.batch import Batch, Loss, Pair
 from dskd.method import Method, create
-from harness import data, methods, models
+from harness import data, methods, models, train
 from harness.cells import Lora, Training
 from harness.checkpoints import BestDevRouge
 from harness.saving import load_checkpoint, save_checkpoint
@@ -81,6 +81,14 @@ def test_resume_is_exact(
     for name, value in weights(undisturbed).items():
         assert torch.equal(weights(again)[name], value), name
     assert again.trained.tokens == undisturbed.trained.tokens
+
+
+def test_dear_checkpoints_are_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most a twentieth of the time goes to them, at the default of 20 s."""
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 20.0)
+    monkeypatch.setattr(train.time, "monotonic", lambda: 1000.0)
+    assert train._due(979.0, 0.1) and not train._due(981.0, 0.1)
+    assert train._due(939.0, 3.0) and not train._due(941.0, 3.0)
 
 
 def test_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ class Needs:
     teacher_text: bool = False  #: trains on the teacher's generations instead of the gold responses
     student_samples: StudentText | None = None  #: on-policy: distils on text the student writes
 
+    def __post_init__(self) -> None:
+        if self.student_samples is not None and not self.teacher:
+            raise ValueError("student_samples without a teacher, which alone would read the text")
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -18,7 +18,7 @@ from torch import nn
 from dskd import heads
 from dskd.batch import Pair, Side
 from dskd.method import Method, Sampling, create
-from dskd.student_text import Adaptive
+from dskd.student_text import Adaptive, StudentText
 from dskd.vocabulary import Vocabulary, VocabularyPair
 from evals import programs, scoring, suites
 from evals.decoding import batches, generate, generate_ids
@@ -44,6 +44,7 @@ from harness.teacher import (
     hidden_states,
     teacher_side,
     teacher_texts,
+    whole_teacher,
 )
 from harness.tracking import Log
 from harness.train import CHECKPOINT, Trained, Trainer
@@ -221,19 +222,18 @@ class Walk:
         teacher = self._teacher() if method.needs.teacher else None
         paired, states = self._data(student, method, settings, teacher)
         parts = self._parts(student, teacher, method)
-        whole = self.world.mirror(student, settings.lora)
+        current = self.world.mirror(student, settings.lora)
         author = None
-        if method.needs.student_samples is not None and teacher is not None:
-            sides = self._sides(student, whole, teacher, states)
-            author = self._on_policy(method, settings, paired, student, sides)
-            if isinstance(states, RecomputedStates):
-                states = dataclasses.replace(states, model=sides.teacher)
+        if method.needs.student_samples is not None:
+            assert teacher is not None  # see Needs
+            sides = self._sides(student, current, teacher, states)
+            author = self._on_policy(method.needs.student_samples, method, settings, paired, student, sides)
         rule = self._checkpoint_rule(settings)
         if not rule.resumes():
             self.world.forget(self.work / CHECKPOINT)
 
         def at_epoch_end(epoch: int) -> None:
-            rule.at_epoch_end(epoch, whole())
+            rule.at_epoch_end(epoch, current())
 
         trainer = Trainer(
             student, method, parts, paired, settings, self.cell.seed, teacher, states, self.work,
@@ -241,7 +241,7 @@ class Walk:
             author, self.world, self.context.log,
         )  # fmt: skip
         trained = trainer.run()
-        last = whole()
+        last = current()
         return last, trained, rule.finish(last)
 
     def _teacher(self) -> Side:
@@ -276,8 +276,9 @@ class Walk:
         if asked is not None and asked.always:
             return paired, None
         states = hidden_states(
-            path, ref, other, self.context.cache, self.dtype, self.context.progress, world=self.world
-        )
+            path, ref, other, self.context.cache, self.dtype, self.context.progress, world=self.world,
+            whole=asked is not None,
+        )  # fmt: skip
         return paired, states
 
     def _examples(self, method: Method, settings: Training) -> tuple[list[Example], list[Example]]:
@@ -298,21 +299,19 @@ class Walk:
     def _sides(
         self,
         student: LoadedModel,
-        whole: Callable[[], LoadedModel],
+        current: Callable[[], LoadedModel],
         teacher: Side,
         states: HiddenStates | None,
     ) -> Sides:
         """Both models for the writing of text: each process asks them about text of its own."""
-        if isinstance(states, RecomputedStates) and self.world.size == 1:
-            reader = states.model
-        else:
-            ref = self.context.pair.teacher
-            reader = self.world.place(models.load(self.path(ref), ref, self.dtype))
+        ref = self.context.pair.teacher
+        reader = whole_teacher(self.path(ref), ref, self.dtype, states, self.world)
         words = student.side().vocabulary, teacher.vocabulary
-        return Sides(whole, reader, words, VocabularyPair(*words).same)
+        return Sides(current, reader, words, VocabularyPair(*words).same)
 
     def _on_policy(
         self,
+        asked: StudentText,
         method: Method,
         settings: Training,
         paired: data.PairedData,
@@ -320,8 +319,6 @@ class Walk:
         sides: Sides,
     ) -> OnPolicy:
         """What writes the text of a method that needs student samples."""
-        asked = method.needs.student_samples
-        assert asked is not None
         window = min(settings.max_length, student.window)
         limits = Limits(self.cell.decoding.max_new_tokens, window, settings.max_length)
         held_out = self._encoded(student, self._examples(method, settings)[1], settings)

@@ -62,9 +62,10 @@ class BestDevRouge:
 
     def at_epoch_end(self, epoch: int, student: LoadedModel) -> None:
         """Score this epoch; keep its weights when they are the best so far (a tie keeps the earlier)."""
+        training = student.lm.training
         student.lm.eval()
         score = self.score(student)
-        student.lm.train()
+        student.lm.train(training)
         self.world.told(lambda: self._keep(epoch, score, student.lm))
 
     def _keep(self, epoch: int, score: float, lm: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harness import launch
 from harness.cells import Lora
-from harness.models import LoadedModel, add_lora, load
+from harness.models import LoadedModel, add_lora, load, trainable
 from harness.saving import (
     forget_shards,
     intact_shards,
@@ -223,7 +223,8 @@ class Sharded(World):
         def copy() -> LoadedModel:
             made = load(student.path, student.ref)
             if lora is not None:
-                add_lora(made, lora)
+                with torch.random.fork_rng(devices=[]):  # the training's own draws go on as they were
+                    add_lora(made, lora)
             return self.place(made)
 
         def now() -> LoadedModel:
@@ -233,10 +234,12 @@ class Sharded(World):
         return now
 
     def _copy_weights(self, shared: nn.Module, whole: nn.Module) -> None:
+        """What is trained; the rest is in both as it was loaded."""
         weights = dict(shared.named_parameters())
         with torch.no_grad():
             for name, parameter in whole.named_parameters():
-                parameter.copy_(whole_tensor(weights[name]))
+                if parameter.requires_grad:
+                    parameter.copy_(whole_tensor(weights[name]))
 
     def prepare(
         self, whole: Whole, optimizer: Callable[[], torch.optim.Optimizer], seed: int, limit: float
@@ -338,7 +341,7 @@ class Engine(Sharded):
     def _copy_weights(self, shared: nn.Module, whole: nn.Module) -> None:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(shared.parameters())):
+        with deepspeed.zero.GatheredParameters(trainable(shared)):
             super()._copy_weights(shared, whole)
 
     def save(self, file: Path, whole: Any, optimizer: torch.optim.Optimizer, rest: dict[str, Any]) -> None:

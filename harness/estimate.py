@@ -266,8 +266,9 @@ def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1, *, read: bool = False) ->
     are gathered (fp32) with the head's gradient, and 34 bytes a token, layer and unit of width for what the
     backward pass keeps of a micro-batch. The teacher reads before the student trains, unless its hidden
     states are too many to keep or the student writes text: then both are there at once. Text is written by
-    whole models: the teacher, and beside a student in shards a copy of it (fp32). ``read``: the teacher has
-    read before, in a pass of its own (harness/teacher_pass.py).
+    whole models: that teacher, and beside a student in shards a copy of it (fp32), which a checkpoint rule
+    that scores epochs needs as well. ``read``: the teacher has read before, in a pass of its own
+    (harness/teacher_pass.py).
     """
     student, teacher = MODELS.get(pair.student), MODELS.get(pair.teacher)
     if student is None or teacher is None:
@@ -278,9 +279,11 @@ def gpu_gib(cell: Cell, pair: PairSpec, gpus: int = 1, *, read: bool = False) ->
     training = (4 if cell.training.lora else 16) * student.parameters / gpus
     training += 34 * cell.training.micro_batch * cell.training.max_length * student.layers * student.width
     training += 4 * teacher.vocabulary * teacher.width + 12 * student.vocabulary * student.width
-    if _own_text(cell.method) is not None:
-        copy = 4 * student.parameters if gpus > 1 else 0
-        return (training + 2 * teacher.parameters + copy) / 2**30
+    writes = _own_text(cell.method) is not None
+    if gpus > 1 and (writes or cell.training.checkpoint != "last"):
+        training += 4 * student.parameters
+    if writes:
+        return (training + 2 * teacher.parameters) / 2**30
     if not _reads_teacher(cell) or read:
         return training / 2**30
     together = states_bytes(cell, teacher.width) > DISK_BUDGET

@@ -84,14 +84,21 @@ def hidden_states(
     progress: Progress,
     disk_budget: int = DISK_BUDGET,
     world: World | None = None,
+    *,
+    whole: bool = False,
 ) -> HiddenStates:
-    """The teacher's states on these sequences: from disk, or computed once and kept there."""
+    """The teacher's states on these sequences: from disk, or computed once and kept there.
+
+    ``whole``: no process reads with a shard of the teacher, for methods that train on student text beside
+    the data's. Shards have to be read by all processes together, and how many examples of a micro-batch
+    are the data's is each process's own.
+    """
     world = world or World()
     offsets = np.cumsum([0] + [len(s.response.ids) for s in sequences])
     folder = cache / "teacher" / _key(path, sequences, dtype)
     with world.locked(folder):
         if not world.told(lambda: _open(folder, offsets) is not None):
-            model = world.reader(load(path, ref, dtype))
+            model = (world.place if whole else world.reader)(load(path, ref, dtype))
             needed = int(offsets[-1]) * int(model.lm.config.hidden_size) * 2
             if not world.told(lambda: _fits(needed, folder, disk_budget)):
                 warnings.warn(
@@ -105,6 +112,13 @@ def hidden_states(
     if stored is None:
         raise OSError(f"{folder}: hidden states unreadable right after they were written")
     return stored
+
+
+def whole_teacher(
+    path: Path, ref: str, dtype: torch.dtype, states: HiddenStates | None, world: World
+) -> LoadedModel:
+    """A teacher that each process may ask about text of its own; that of ``whole`` states, if any."""
+    return states.model if isinstance(states, RecomputedStates) else world.place(load(path, ref, dtype))
 
 
 def _fits(needed: int, folder: Path, budget: int) -> bool:

@@ -36,10 +36,10 @@ from harness.tracking import Log
 
 CURVE_POINTS = 50
 CHECKPOINT = "checkpoint.pt"
-#: A kill costs at most so much training, less in a test; times the seconds that a checkpoint takes, where it
-#: takes more than one, so that at most a twentieth of the time goes to them.
+#: A kill costs about so much training; 0, for tests of kills, has a checkpoint after every step.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("DSKD_CHECKPOINT_SECONDS", "20"))
-
+#: Checkpoints take no more of the time than this, however slow the disk.
+CHECKPOINT_SHARE = 1 / 20
 
 #: A training that ends is said to have diverged when its mean loss over the last tenth of its steps is more
 #: than so many times that over the first tenth. The score stands, with the word beside it.
@@ -121,11 +121,11 @@ class Trainer:
     def _factors(self) -> list[Callable[[int], float]]:
         """Cosine from each group's rate to min_lr, without warm-up (methods.md section 6)."""
 
+        total = self.total_steps  # of the trainer itself it would make a ring, and models outlive their use
+
         def factor(lr: float) -> Callable[[int], float]:
             floor = min(1.0, self.settings.min_lr / lr)
-            return lambda step: (
-                floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total_steps)))
-            )
+            return lambda step: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
         return [factor(group["lr"]) for group in self.optimizer.param_groups]
 
@@ -366,7 +366,8 @@ class Trainer:
 
 def _due(saved: float, cost: float) -> bool:
     """Whether it is time for a checkpoint; the last one was at ``saved`` and took ``cost`` seconds."""
-    return time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS * max(1.0, cost)
+    wanted = SECONDS_BETWEEN_CHECKPOINTS
+    return time.monotonic() - saved > (max(wanted, cost / CHECKPOINT_SHARE) if wanted else 0)
 
 
 def on_device(side: Side, device: torch.device) -> Side:

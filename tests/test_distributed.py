@@ -84,8 +84,11 @@ def test_two_processes_train_as_one(runs: Path, case: str) -> None:
     same_training(*found(runs, case))
 
 
-def same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Losses, gradient norms and weights, within what the order of sums may change."""
+def same_training(one: dict[str, Any], two: dict[str, Any], weights: float = 1e-6) -> None:
+    """Losses, gradient norms and weights, within what the order of sums may change.
+
+    A weight whose gradient is next to nothing moves by its rounding, of which Adam makes up to the rate, 1e-3.
+    """
     assert [step for step, _ in one["curve"]] == [step for step, _ in two["curve"]]
     for (_, mine), (_, theirs) in zip(one["curve"], two["curve"], strict=True):
         assert mine.keys() == theirs.keys()
@@ -96,7 +99,7 @@ def same_training(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert two["written"] == pytest.approx(one["written"])
     for name, weight in {**one["weights"], **one["parts"]}.items():
         other = {**two["weights"], **two["parts"]}[name]
-        torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(other, weight, rtol=1e-4, atol=weights, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,12 +117,13 @@ def test_deepspeed_trains_as_one_process(
 ) -> None:
     """Its first run on a machine without a GPU compiles an operation, which takes minutes."""
     pytest.importorskip("deepspeed")
-    cases, script = ("kl", "dskd-v2", "dskd-v2+resumed"), str(ROOT / "tests" / "two_processes.py")
+    cases = ("kl", "dskd-v2", "dskd-v2+resumed", "on-policy", "imitkd", "minillm")
+    script = str(ROOT / "tests" / "two_processes.py")
     launch(script, ",".join(cases), str(student_folder), str(teacher), str(tmp_path), config=config)
     for case in cases:
         one = torch.load(runs / f"{case}-1.pt", weights_only=True)
         two = torch.load(tmp_path / f"{case}-2.pt", weights_only=True)
-        same_training(one, two)
+        same_training(one, two, weights=1e-5)
         assert two["sharded"] == (one["numbers"] / 2 if config == "zero3" else 0)
 
 
@@ -215,6 +219,7 @@ def test_a_training_of_two_goes_on_exactly(runs: Path, case: str) -> None:
     undisturbed, resumed = (found(runs, name)[1] for name in (case, f"{case}+resumed"))
     assert all(torch.equal(resumed["weights"][name], w) for name, w in undisturbed["weights"].items())
     assert resumed["tokens"] == undisturbed["tokens"]
+    assert resumed["written"] == undisturbed["written"]
 
 
 def test_every_term_takes_part(runs: Path) -> None:

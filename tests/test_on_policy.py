@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from dskd.alignment import decode, encode
 from dskd.batch import Pair
-from dskd.method import MethodError, create
+from dskd.method import MethodError, Needs, create
 from dskd.student_text import Adaptive, Fixed, Growing, StudentText
 from dskd.vocabulary import Vocabulary
 from evals.decoding import Companion, choose, write
@@ -509,6 +509,11 @@ def test_held_out_examples_are_not_trained_on(tmp_path: Path) -> None:
 
 
 # needs and refusals
+
+
+def test_student_text_needs_a_teacher_to_read_it() -> None:
+    with pytest.raises(ValueError, match="without a teacher"):
+        Needs(teacher=False, student_samples=StudentText(Fixed(0.5)))
 
 
 def test_needs_follow_the_options() -> None:

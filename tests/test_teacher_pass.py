@@ -102,20 +102,63 @@ def test_a_pass_leaves_the_cells_nothing_to_read(
     assert teacher_pass.ready(step.cell, cache)
 
 
-def own_steps(teacher: Path, student: Path, data: Path, cache: Path, examples: int) -> dict[str, Step]:
+def own_steps(
+    teacher: Path,
+    student: Path,
+    data: Path,
+    cache: Path,
+    examples: int,
+    methods: tuple[str, ...] = ("kl", "seqkd", "sft"),
+) -> dict[str, Step]:
     """The steps of a pair of one's own by method."""
     request = Request(
-        "small", teacher=str(teacher), student=str(student), methods=("kl", "seqkd", "sft"), seeds=(1,),
+        "small", teacher=str(teacher), student=str(student), methods=methods, seeds=(1,),
         budget={"examples": examples, "epochs": 1, "prompts": 2, "new_tokens": 4}, data=data, cache=cache,
     )  # fmt: skip
     return {step.cell.method: step for step in plan.make(request, Store(Path("nowhere"))).steps}
 
 
 def context(
-    step: Step, results: Path, cache: Path, data: Path, progress: run.Progress = lambda *said: None
+    step: Step,
+    results: Path,
+    cache: Path,
+    data: Path,
+    progress: run.Progress = lambda *said: None,
+    world: distributed.World | None = None,
 ) -> cells.Context:
     settings = run.Settings(results, cache, data)
-    return run.context(step.cell, settings, progress, distributed.world("small"))
+    return run.context(step.cell, settings, progress, world or distributed.world("small"))
+
+
+class Watched(distributed.World):
+    """Counts the teachers that would be shared out among processes."""
+
+    shared = 0
+
+    def reader(self, model: loading.LoadedModel) -> loading.LoadedModel:
+        self.shared += 1
+        return super().reader(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*exceed the disk budget")
+@pytest.mark.parametrize(("method", "shared"), [("kl", 1), ("imitkd", 0), ("minillm", 0)])
+def test_a_teacher_of_student_text_is_not_shared_out(
+    method: str,
+    shared: int,
+    student_folder: Path,
+    teacher_folder: Path,
+    own_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes read text of their own when they come to it; of shards they would wait for ever."""
+    monkeypatch.setattr(reading, "_fits", lambda *_: False)  # the teacher reads at every step
+    made = own_steps(teacher_folder, student_folder, own_data, tmp_path / "cache", 6, (method,))
+    (step,) = (step for step in made.values() if step.cell.training)
+    world = Watched("cpu")
+    here = context(step, tmp_path / "results", tmp_path / "cache", own_data, world=world)
+    assert cells.run(step.cell, here)["status"] == "done"
+    assert world.shared == shared
 
 
 def test_teacher_texts_go_on_after_the_last_whole_batch(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -84,11 +86,30 @@ def test_resume_is_exact(
 
 
 def test_dear_checkpoints_are_rarer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most a twentieth of the time goes to them, at the default of 20 s."""
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 20.0)
+    """At most a twentieth of the time goes to them, whatever pause is asked for."""
     monkeypatch.setattr(train.time, "monotonic", lambda: 1000.0)
-    assert train._due(979.0, 0.1) and not train._due(981.0, 0.1)
-    assert train._due(939.0, 3.0) and not train._due(941.0, 3.0)
+    for pause, cost, wait in ((20.0, 0.1, 20), (20.0, 3.0, 60), (600.0, 3.0, 600), (5.0, 1.0, 20)):
+        monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", pause)
+        assert train._due(999.0 - wait, cost)
+        assert not train._due(1001.0 - wait, cost)
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    assert train._due(999.9, 60.0), "tests of kills want one after every step"
+
+
+def test_models_do_not_outlive_their_training(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Scoring, and the next cell, begin beside whatever a ring of references keeps until a collection."""
+    run = trainer(student_folder, teacher_folder, tmp_path, "dskd-v1/kl", SETTINGS)
+    run.run()
+    held = [weakref.ref(run), weakref.ref(run.student.lm), weakref.ref(run.optimizer)]
+    gc.collect()
+    gc.disable()
+    try:
+        del run
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:

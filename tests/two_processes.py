@@ -25,7 +25,7 @@ from harness.cells import Lora, Training  # noqa: E402
 from harness.distributed import World, whole_tensor, world  # noqa: E402
 from harness.models import LoadedModel  # noqa: E402
 from harness.on_policy import Limits, OnPolicy, Sides  # noqa: E402
-from harness.teacher import RecomputedStates, hidden_states, teacher_side  # noqa: E402
+from harness.teacher import hidden_states, teacher_side, whole_teacher  # noqa: E402
 from harness.train import Trainer  # noqa: E402
 
 EXAMPLES = examples(10)
@@ -57,20 +57,19 @@ def trainer(case: str, here: World, student: LoadedModel, teacher: Path, work: P
     side = teacher_side(teacher, "teacher", work / "cache", torch.float32, here)
     budget = {"disk_budget": 0} if recomputed else {}
     place = work / "cache", torch.float32, silent
-    states = hidden_states(teacher, "teacher", read, *place, **budget, world=here)
-    torch.manual_seed(3)
     method = create(address)
+    asked = method.needs.student_samples
+    states = hidden_states(teacher, "teacher", read, *place, **budget, world=here, whole=asked is not None)
+    torch.manual_seed(3)
     parts = method.build(Pair(student.side(), side, work / "maps"))
     paired = data.PairedData(EXAMPLES, read, read, None)
     author = None
-    if asked := method.needs.student_samples:
+    if asked is not None:
         words = student.side().vocabulary, side.vocabulary
-        whole = here.mirror(student, settings.lora)
-        sides = Sides(whole, models.load(teacher, "teacher"), words, same=True)
+        reader = whole_teacher(teacher, "teacher", torch.float32, states, here)
+        sides = Sides(here.mirror(student, settings.lora), reader, words, same=True)
         limits = Limits(answer=24, student=96, teacher=96)
         author = OnPolicy(asked, sides, paired, "none", limits, settings, 3, read[:3], here)
-        if isinstance(states, RecomputedStates):
-            states = dataclasses.replace(states, model=sides.teacher)
     return Trainer(
         student, method, parts, paired, settings, 3, side, states, work, silent,
         on_policy=author, world=here,
@@ -94,10 +93,10 @@ def train(case: str, here: World, folders: tuple[Path, Path], work: Path, stop: 
         return {}
     trained = run.run()
     own = sum(held(p) for p in run.whole.parameters())
-    plain = here.mirror(student, CASES[case][1].lora)()
+    copy = here.mirror(student, CASES[case][1].lora)()
     parts = {} if run.parts is None else dict(run.parts.named_parameters())
     return {
-        "weights": dict(plain.lm.state_dict()),
+        "weights": dict(copy.lm.state_dict()),
         "parts": {name: whole_tensor(p).detach().clone() for name, p in parts.items()},
         "curve": trained.curve,
         "norms": norms,

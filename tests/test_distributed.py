@@ -87,7 +87,7 @@ def test_two_processes_train_as_one(runs: Path, case: str) -> None:
 def same_training(one: dict[str, Any], two: dict[str, Any], weights: float = 1e-6) -> None:
     """Losses, gradient norms and weights, within what the order of sums may change.
 
-    A weight whose gradient is next to nothing moves by its rounding, of which Adam makes up to the rate, 1e-3.
+    A weight whose gradient is next to nothing moves by its rounding; Adam makes up to the rate of it, 1e-3.
     """
     assert [step for step, _ in one["curve"]] == [step for step, _ in two["curve"]]
     for (_, mine), (_, theirs) in zip(one["curve"], two["curve"], strict=True):

@@ -176,6 +176,26 @@ def test_stock_lm_eval_writes_and_scores_as_we_do(taught: Path, data: Path) -> N
     assert means == {"gsm8k": [60, 80], "math500": [67, 33], "humaneval": [67], "mbpp": [33]}
 
 
+@pytest.mark.parametrize("names", [("gsm8k", "math500"), ("humaneval", "mbpp")])
+def test_a_batch_of_lm_eval_has_one_of_a_students_tasks(
+    names: tuple[str, ...], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark answers one suite at a time, and in bfloat16 other company rounds otherwise."""
+    from lm_eval.models.utils import Collator
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    metadata = {"pretrained": "model", "data": str(data)}
+    manager = TaskManager(include_path=str(card.LM_TASKS), include_defaults=False, metadata=metadata)
+    requests = []
+    for name, task in manager.load([f"dskd_{name}" for name in names])["tasks"].items():
+        task.build_all_requests(rank=0, world_size=1)
+        requests += [(name, instance.args[1]) for instance in task.instances]
+    groups = Collator.group(requests, fn=lambda request: request[1]).values()
+    found = [{name for name, _ in group} for group in groups]
+    assert found == [{f"dskd_{name}"} for name in names]
+
+
 def test_ten_answers_give_pass_at_10(taught: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The filter and the metric; sampling is lm-eval's."""
     from lm_eval.tasks import TaskManager

@@ -182,12 +182,16 @@ def difference(a: Sample, b: Sample, *, level: float = LEVEL) -> Estimate:
 def recovered(row: Sample, student: Sample, teacher: Sample, *, level: float = LEVEL) -> Estimate | None:
     """Share of the gap that a row recovers, in percent: (row - student) / (teacher - student).
 
-    None where the gap's own interval reaches zero: a share of nothing says nothing.
+    None where the gap's own interval reaches zero, or a resample of the examples has no gap: a share of
+    nothing says nothing.
     """
     if difference(teacher, student, level=level).low <= 0 or dict(row.items) != dict(student.items):
         return None
     base = replicates(student, "student")
-    share = 100 * (replicates(row) - base) / (replicates(teacher, "teacher") - base)
+    gap = replicates(teacher, "teacher") - base
+    if gap.min() <= 0:
+        return None
+    share = 100 * (replicates(row) - base) / gap
     runs = row.runs()
     mean = 100 * (runs.mean() - student.runs().mean()) / (teacher.runs().mean() - student.runs().mean())
     low, high = _interval(share, level)

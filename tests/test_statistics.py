@@ -190,6 +190,19 @@ def test_share_of_the_gap() -> None:
     assert recovered(row(items), student, row(draw(1, 1, 40, seed=3), trained=False)) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gap_that_hangs_on_few_items_has_no_share() -> None:
+    """Or on four of 24: one resample in a hundred leaves them all out, and would divide by nothing."""
+    right = np.zeros((1, 1, 24))
+    student, weak, strong = (row(right, trained=False) for _ in range(3))
+    weak.scores["dolly"] = right.copy()
+    weak.scores["dolly"][0, 0, :4] = 100  # its own interval does not reach 0
+    strong.scores["dolly"] = right + 100
+    assert difference(weak, student).low > 0
+    assert recovered(row(right), student, weak) is None
+    assert recovered(row(right), student, strong) is not None
+
+
 def suites(**scores: Any) -> Sample:
     """A trained sample of several suites, from arrays (S, D, I)."""
     arrays = {name: np.asarray(x, dtype=float) for name, x in scores.items()}

@@ -146,11 +146,11 @@ def test_another_budget_is_another_board(store: Store, data: Path) -> None:
 def test_a_table_s_budget_is_its_protocol() -> None:
     """The small records were made with the budget their table states."""
     found = [board for board in gather(Store(ROOT / "results").all("small")) if "smollm2-same" in board.id]
-    prompts = {
-        tuple(table.id for table in boards.tables_of(board)): board.budget.get("prompts") for board in found
+    examples = {
+        tuple(table.id for table in boards.tables_of(board)): board.budget.get("examples") for board in found
     }
-    prompts.pop((), None)  # boards of untrained rows alone
-    assert prompts == {("1",): 40}
+    examples.pop((), None)  # boards of untrained rows alone
+    assert examples == {("1",): 128, ("check",): 64}
 
 
 def test_the_method_s_own_setting_is_no_budget() -> None:

@@ -123,7 +123,7 @@ def test_deepspeed_trains_as_one_process(
     for case in cases:
         one = torch.load(runs / f"{case}-1.pt", weights_only=True)
         two = torch.load(tmp_path / f"{case}-2.pt", weights_only=True)
-        same_training(one, two, weights=1e-5)
+        same_training(one, two, weights=1e-5 if case in WRITING else 1e-6)
         assert two["sharded"] == (one["numbers"] / 2 if config == "zero3" else 0)
 
 

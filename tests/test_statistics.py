@@ -192,7 +192,7 @@ def test_share_of_the_gap() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_gap_that_hangs_on_few_items_has_no_share() -> None:
-    """Or on four of 24: one resample in a hundred leaves them all out, and would divide by nothing."""
+    """On four of 24: one resample in a hundred leaves them all out, and would divide by nothing."""
     right = np.zeros((1, 1, 24))
     student, weak, strong = (row(right, trained=False) for _ in range(3))
     weak.scores["dolly"] = right.copy()
